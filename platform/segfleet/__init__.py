@@ -1,0 +1,1 @@
+"""The distributed part of the platform: Ray runs it, Optuna searches, MLflow remembers."""

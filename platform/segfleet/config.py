@@ -1,0 +1,475 @@
+"""Every setting of a training and of a search: frozen dataclasses that refuse nonsense.
+
+`override(config, {"optim.base_lr": 0.02})` is the one way to vary a configuration, for flags and trials alike;
+`to_json` and `from_json` store a resolved configuration with each run and load it again.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from pspnet.errors import InputError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise InputError(message)
+
+
+def nearest_crop_sizes(size: int) -> tuple[int, int]:
+    """Return the next crop sizes of the form 8k + 1 at or below and above `size` (the smallest is 33)."""
+    below = max(33, (size - 1) // 8 * 8 + 1)
+    return below, below + 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is read, and how a training window is drawn from it."""
+
+    store: str = ""
+    """Folder of the ingested data set (made by jobs/ingest_*.py)."""
+
+    train_split: str = "train"
+    """Split of the store that is trained on."""
+
+    val_split: str = "val"
+    """Split of the store that is evaluated on."""
+
+    crop_size: int = 713
+    """Side of the square training crop in pixels: 8k + 1, so that align_corners maps exactly."""
+
+    min_scale: float = 0.5
+    """Smallest random scale of the image before the crop is taken."""
+
+    max_scale: float = 2.0
+    """Largest random scale of the image before the crop is taken."""
+
+    flip_probability: float = 0.5
+    """Share of the windows that are mirrored left to right."""
+
+    rotate_degrees: float = 0.0
+    """Windows are rotated by a random angle of at most this many degrees, half of them (semseg: 10)."""
+
+    blur_probability: float = 0.0
+    """Share of the windows that are blurred with a 5x5 Gaussian (semseg: 0.5)."""
+
+    num_prefetch_threads: int = 1
+    """Threads of each worker that copy windows ahead of the training step."""
+
+    def __post_init__(self) -> None:
+        below, above = nearest_crop_sizes(self.crop_size)
+        _require(
+            self.crop_size % 8 == 1 and self.crop_size >= 33,
+            f"data.crop_size must be 8k + 1 and at least 33 (output stride 8), but got {self.crop_size}. "
+            f"The nearest are {below} and {above}.",
+        )
+        _require(
+            0 < self.min_scale <= self.max_scale <= 10,
+            f"data.min_scale and data.max_scale must satisfy 0 < min <= max <= 10, but got {self.min_scale} and "
+            f"{self.max_scale}. The usual range is 0.5 to 2.",
+        )
+        for name in ("flip_probability", "blur_probability"):
+            value = getattr(self, name)
+            _require(
+                0 <= value <= 1, f"data.{name} must be between 0 and 1, but got {value}. 0 turns it off."
+            )
+        _require(
+            0 <= self.rotate_degrees <= 45,
+            f"data.rotate_degrees must be between 0 and 45, but got {self.rotate_degrees}. semseg uses 10.",
+        )
+        _require(
+            self.num_prefetch_threads >= 1,
+            f"data.num_prefetch_threads must be at least 1, but got {self.num_prefetch_threads}. One is usual.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network. Every field but `backbone_weights` is an argument of `pspnet.model.PSPNet`."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    """Dilated ResNet that computes the features."""
+
+    backbone_weights: str = ""
+    """Initial backbone weights: empty for random ones, "imagenet" for torchvision's (downloaded), or a file."""
+
+    output_stride: Literal[8, 16] = 8
+    """Input pixels per feature cell."""
+
+    bin_sizes: tuple[int, ...] = (1, 2, 3, 6)
+    """Grids of the pyramid pooling; empty leaves it out."""
+
+    head_channels: int = 512
+    """Channels of the 3x3 convolution of the head."""
+
+    dropout: float = 0.1
+    """Dropout before the classifiers."""
+
+    has_aux_head: bool = True
+    """Whether an auxiliary classifier is trained on stage 3."""
+
+    def __post_init__(self) -> None:
+        _require(
+            all(size >= 1 for size in self.bin_sizes),
+            f"model.bin_sizes must be positive, but got {self.bin_sizes}. The paper's are 1 2 3 6.",
+        )
+        _require(
+            self.head_channels >= 1,
+            f"model.head_channels must be at least 1, but got {self.head_channels}. The paper's is 512.",
+        )
+        _require(
+            0 <= self.dropout < 1, f"model.dropout must be in [0, 1), but got {self.dropout}. Usual: 0.1."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """SGD with momentum, the poly schedule and the weight of the auxiliary loss."""
+
+    base_lr: float = 0.01
+    """Learning rate of the backbone at iteration 0."""
+
+    head_lr_factor: float = 10.0
+    """The heads learn at base_lr times this."""
+
+    momentum: float = 0.9
+    """Momentum of SGD."""
+
+    weight_decay: float = 1e-4
+    """L2 penalty on all parameters."""
+
+    power: float = 0.9
+    """The learning rate falls as (1 - iteration / max_iterations) ** power."""
+
+    aux_loss_weight: float = 0.4
+    """Weight of the auxiliary cross-entropy beside the main one."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "head_lr_factor", "power"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value > 0,
+                f"optim.{name} must be a positive number, but got {value}.",
+            )
+        _require(
+            0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), but got {self.momentum}. Usual: 0.9."
+        )
+        for name in ("weight_decay", "aux_loss_weight"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0,
+                f"optim.{name} must be 0 or a positive number, but got {value}. 0 turns it off.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """How long is trained, with which batches, and how often is measured and saved."""
+
+    num_epochs: int = 200
+    """Passes over the training split."""
+
+    global_batch_size: int = 16
+    """Images per optimizer step, over all workers."""
+
+    max_iterations_per_epoch: int = 0
+    """Ends each epoch after this many iterations; 0 for whole epochs."""
+
+    evaluate_every_epochs: int = 1
+    """Evaluate and report after every so many epochs, and after the last."""
+
+    seed: int = 0
+    """Everything random follows from it."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "global_batch_size", "evaluate_every_epochs"):
+            value = getattr(self, name)
+            _require(value >= 1, f"schedule.{name} must be at least 1, but got {value}.")
+        _require(
+            self.max_iterations_per_epoch >= 0,
+            f"schedule.max_iterations_per_epoch must be 0 (whole epochs) or more, "
+            f"but got {self.max_iterations_per_epoch}.",
+        )
+        _require(
+            0 <= self.seed < 2**31, f"schedule.seed must be between 0 and 2**31 - 1, but got {self.seed}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkersConfig:
+    """The DDP group that Ray Train starts."""
+
+    num_workers: int = 1
+    """Processes of the DDP group."""
+
+    use_gpu: bool = False
+    """One GPU for each worker (nccl); otherwise CPUs (gloo)."""
+
+    cpus_per_worker: int = 1
+    """CPUs reserved for, and threads used by, each worker."""
+
+    precision: Precision = "fp32"
+    """Autocast precision of the forward pass."""
+
+    max_failures: int = 2
+    """How often Ray Train restarts the group from the last checkpoint after a worker died."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker"):
+            value = getattr(self, name)
+            _require(value >= 1, f"workers.{name} must be at least 1, but got {value}.")
+        _require(
+            self.max_failures >= 0,
+            f"workers.max_failures must be 0 or more, but got {self.max_failures}. 0 never restarts.",
+        )
+        _require(
+            self.precision != "fp16" or self.use_gpu,
+            "workers.precision fp16 needs a GPU, but workers.use_gpu is False. Use bf16 or fp32 on CPUs.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where results go: MLflow for people, the storage folder for checkpoints and studies."""
+
+    tracking_uri: str = ""
+    """MLflow server or database; empty takes MLFLOW_TRACKING_URI, else sqlite:///<storage_dir>/mlflow.db."""
+
+    experiment_name: str = "segfleet"
+    """MLflow experiment."""
+
+    run_name: str = ""
+    """Name of the run and of its folder; empty derives one from the preset and the configuration's digest."""
+
+    storage_dir: str = "runs"
+    """Folder that every node sees: checkpoints, studies, pictures, the spool of the tracking."""
+
+    registered_model_name: str = ""
+    """Registers the trained model under this name; empty registers nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """One training: everything that decides its result, and where the result goes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        batch, num_workers = self.schedule.global_batch_size, self.workers.num_workers
+        lower = max(1, batch // num_workers) * num_workers
+        _require(
+            batch % num_workers == 0,
+            f"schedule.global_batch_size must be a multiple of workers.num_workers, but got {batch} for "
+            f"{num_workers} workers. The nearest are {lower} and {lower + num_workers}.",
+        )
+
+    @property
+    def per_worker_batch_size(self) -> int:
+        """Images per optimizer step of one worker."""
+        return self.schedule.global_batch_size // self.workers.num_workers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceConfig:
+    """What the search varies: learning rate (log scale), auxiliary-loss weight and crop size."""
+
+    min_base_lr: float = 1e-3
+    max_base_lr: float = 1e-1
+    min_aux_loss_weight: float = 0.0
+    max_aux_loss_weight: float = 1.0
+    crop_sizes: tuple[int, ...] = (473, 593, 713)
+    """Candidates for data.crop_size, each 8k + 1."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.min_base_lr <= self.max_base_lr,
+            f"space.min_base_lr and max_base_lr must satisfy 0 < min <= max, but got {self.min_base_lr} and "
+            f"{self.max_base_lr}.",
+        )
+        _require(
+            0 <= self.min_aux_loss_weight <= self.max_aux_loss_weight,
+            f"space.min_aux_loss_weight and max_aux_loss_weight must satisfy 0 <= min <= max, but got "
+            f"{self.min_aux_loss_weight} and {self.max_aux_loss_weight}.",
+        )
+        _require(
+            len(self.crop_sizes) >= 1, "space.crop_sizes must name at least one crop size, but got none."
+        )
+        _require(
+            len(set(self.crop_sizes)) == len(self.crop_sizes),
+            f"space.crop_sizes must differ from each other, but got {self.crop_sizes}.",
+        )
+        for crop_size in self.crop_sizes:
+            DataConfig(crop_size=crop_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """One search: the base configuration, what varies around it, and when a trial is given up."""
+
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+
+    study: str = "pspnet"
+    """Name of the study: the same name continues it, with the same data, base configuration and space."""
+
+    study_storage: str = ""
+    """Optuna storage: empty for a journal file below storage_dir, or an RDB URL (sqlite:///…, postgresql://…)."""
+
+    num_trials: int = 16
+    """Total number of trials of the study, those of earlier calls counted in."""
+
+    num_startup_trials: int = 8
+    """Trials drawn at random before TPE proposes."""
+
+    min_epochs: int = 1
+    """Epochs that every trial may train before it can be pruned (ASHA's grace period)."""
+
+    reduction_factor: int = 3
+    """At each rung, one in so many trials goes on (ASHA's eta)."""
+
+    max_concurrent_trials: int = 0
+    """Trials that train side by side; 0 takes as many as the cluster's resources hold."""
+
+    seed: int = 0
+    """Seed of the sampler."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_trials", "min_epochs"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} must be at least 1, but got {value}.")
+        for name in ("num_startup_trials", "max_concurrent_trials"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must be 0 or more, but got {value}.")
+        _require(
+            self.reduction_factor >= 2,
+            f"reduction_factor must be at least 2, but got {self.reduction_factor}.",
+        )
+        _require(
+            self.study.strip() != "" and "/" not in self.study,
+            f"study must be a name without slashes, but got {self.study!r}.",
+        )
+
+
+Config = TypeVar("Config", bound=TrainingConfig | SearchConfig)
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return `config` with the fields at dotted paths such as "optim.base_lr" replaced; every check runs again.
+
+    Raises InputError for an unknown path, a value of another type or a combination that the checks refuse.
+    """
+    nested: dict[str, Any] = {}
+    for path, value in changes.items():
+        level = nested
+        *parents, name = path.split(".")
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[name] = value
+    return typing.cast(Config, _replaced(config, nested, prefix=""))
+
+
+def differences(base: Config, config: Config) -> dict[str, Any]:
+    """Return the changes for which `override(base, changes)` is `config`: dotted path to value."""
+    old, new = flat(base), flat(config)
+    return {path: value for path, value in new.items() if value != old[path]}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every leaf of a configuration by its dotted path."""
+    leaves: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            leaves |= flat(value, prefix + item.name + ".")
+        else:
+            leaves[prefix + item.name] = value
+    return leaves
+
+
+def to_json(config: TrainingConfig | SearchConfig) -> str:
+    """Return the configuration as indented JSON; `from_json` reads it back to an equal one."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(kind: type[Config], text: str) -> Config:
+    """Return the configuration that `to_json` wrote; fields that it lacks keep their defaults."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"A stored configuration must be JSON, but this is not: {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"A stored configuration must be a JSON object, but got {type(values).__name__}.")
+    return typing.cast(Config, _replaced(kind(), values, prefix=""))
+
+
+def load_config(kind: type[Config], path: str | Path) -> Config:
+    """Return the configuration stored in the JSON file at `path`."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise InputError(
+            f"The configuration file must be readable, but {path} is not: {error.strerror}."
+        ) from error
+    return from_json(kind, text)
+
+
+def digest(config: TrainingConfig | SearchConfig) -> str:
+    """Return 12 hex digits that differ when anything that decides the result differs (not where it goes)."""
+    values = {path: value for path, value in flat(config).items() if "tracking." not in path}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _replaced(config: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hints, n=1)
+        raise InputError(
+            f"There is no setting {prefix}{unknown[0]}. "
+            + (f"Did you mean {prefix}{near[0]}?" if near else f"There are: {', '.join(sorted(hints))}.")
+        )
+    changes = {}
+    for name, value in values.items():
+        path, current = prefix + name, getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise InputError(
+                    f"{path} is a group of settings, but got {value!r}. Name one of them: {path}.…."
+                )
+            changes[name] = _replaced(current, value, prefix=path + ".")
+        else:
+            changes[name] = _checked(value, hints[name], path)
+    return dataclasses.replace(config, **changes)
+
+
+def _checked(value: Any, kind: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(f"{path} must be one of {', '.join(map(str, arguments))}, but got {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{path} must be a list, but got {value!r}.")
+        return tuple(_checked(item, arguments[0], path) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{path} must be of type {kind.__name__}, but got {value!r}.")
+    return value
