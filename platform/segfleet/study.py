@@ -1,0 +1,290 @@
+"""The Optuna study: the one durable truth of a search.
+
+It proposes points, holds every trial's state, reason, run and checkpoint, and decides which trial goes on (ASHA,
+Li et al., MLSys 2020, algorithm 2) from the values that it stores, so that a restart forgets nothing.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from pspnet.errors import InputError
+from segfleet.config import SearchConfig, flat
+
+Reason = Literal["complete", "pruned", "diverged", "oom", "refused", "failed", "lost"]
+
+_STATE_OF: dict[str, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "diverged": TrialState.PRUNED,
+    "oom": TrialState.PRUNED,
+    "refused": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "lost": TrialState.FAIL,
+}
+"""What a reason is to Optuna. TPE ignores FAIL but learns from PRUNED that a point is worse than all complete ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A point to train: trial number and the changes for `override(base, changes)`."""
+
+    number: int
+    changes: dict[str, Any]
+    is_resumed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether a trial goes on, and why, with the numbers."""
+
+    stop: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What the study knows of one trial."""
+
+    number: int
+    changes: dict[str, Any]
+    reason: str
+    """"running", or why it ended (`Reason`)."""
+    detail: str
+    """The numbers behind the reason."""
+    miou_by_epoch: dict[int, float]
+    attributes: dict[str, Any]
+    """run_id, checkpoint_path, class_iou, seconds: what the last report carried."""
+
+    @property
+    def miou(self) -> float:
+        """The best mIoU that the trial reported; nan where it reported none."""
+        return max(self.miou_by_epoch.values(), default=math.nan)
+
+    @property
+    def num_epochs(self) -> int:
+        """The last epoch that the trial reported."""
+        return max(self.miou_by_epoch, default=0)
+
+
+def rungs(*, min_epochs: int, max_epochs: int, reduction_factor: int) -> list[int]:
+    """Return the epochs at which ASHA compares: min_epochs * reduction_factor ** k, all before max_epochs."""
+    epochs = []
+    epoch = min_epochs
+    while epoch < max_epochs:
+        epochs.append(epoch)
+        epoch *= reduction_factor
+    return epochs
+
+
+def decide_rung(value: float, others: Sequence[float], *, epoch: int, reduction_factor: int) -> Decision:
+    """Return whether a trial with `value` at the rung of `epoch` stops, given what others had when they were there.
+
+    The bar is the (1 - 1 / reduction_factor) quantile of the others, as in Ray Tune's AsyncHyperBandScheduler.
+    """
+    if not others:
+        return Decision(stop=False, reason=f"first at the rung of epoch {epoch}, mIoU {value:.4f}")
+    bar = float(np.percentile(others, (1 - 1 / reduction_factor) * 100))
+    compared = f"mIoU {value:.4f} at the rung of epoch {epoch}, bar {bar:.4f} (best 1/{reduction_factor} of {len(others)})"
+    return Decision(stop=value < bar, reason=compared)
+
+
+class Study:
+    """A named Optuna study for one search configuration and one data set."""
+
+    def __init__(self, config: SearchConfig, *, store_digest: str) -> None:
+        """Create the study or continue it. Raises InputError if the name holds another search."""
+        self._config = config
+        self._live: dict[int, optuna.trial.Trial] = {}
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            study_name=config.study,
+            storage=_storage(config),
+            sampler=_sampler(config, number=0),
+            pruner=optuna.pruners.NopPruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        self._join(_fingerprint(config, store_digest))
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self._config.study
+
+    def unfinished(self) -> list[Proposal]:
+        """Return the trials that an earlier process began and did not end: they go on under the same number."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [
+            Proposal(number=trial.number, changes=self._point(self._trial(trial.number)), is_resumed=True)
+            for trial in running
+        ]
+
+    def num_left(self) -> int:
+        """Return how many trials may still be asked for."""
+        return max(0, self._config.num_trials - len(self._study.get_trials(deepcopy=False)))
+
+    def ask(self) -> Proposal:
+        """Propose a new point, and store it before anything trains."""
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = _sampler(self._config, number=number)
+        trial = self._study.ask()
+        self._live[trial.number] = trial
+        return Proposal(number=trial.number, changes=self._point(trial), is_resumed=False)
+
+    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Store JSON values beside a trial: its run, its checkpoint, its scores."""
+        trial = self._trial(number)
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+
+    def report(self, number: int, *, epoch: int, miou: float) -> Decision:
+        """Store the mIoU of a trial after `epoch` epochs and decide whether it goes on."""
+        config = self._config
+        recorded = _mious(self._study.get_trials(deepcopy=False)[number])
+        if epoch in recorded:
+            stop = self._trial(number).user_attrs.get("stop", "")
+            return Decision(stop=bool(stop), reason=stop or f"epoch {epoch} was decided before")
+        self._trial(number).report(miou, step=epoch)
+        for rung in reversed(
+            rungs(
+                min_epochs=config.min_epochs,
+                max_epochs=config.training.schedule.num_epochs,
+                reduction_factor=config.reduction_factor,
+            )
+        ):
+            if epoch < rung or _value_at(recorded, rung) is not None:
+                continue
+            others = [
+                value
+                for trial in self._study.get_trials(deepcopy=False)
+                if trial.number != number and (value := _value_at(_mious(trial), rung)) is not None
+            ]
+            decision = decide_rung(miou, others, epoch=rung, reduction_factor=config.reduction_factor)
+            if decision.stop:
+                self.note(number, {"stop": decision.reason})
+            return decision
+        return Decision(stop=False, reason=f"epoch {epoch} is no rung")
+
+    def finish(self, number: int, reason: Reason, detail: str) -> None:
+        """End a trial for good. Its value is its best mIoU, so that no trial counts for less by training on."""
+        trial = self._trial(number)
+        trial.set_user_attr("reason", reason)
+        trial.set_user_attr("detail", detail)
+        mious = _mious(self._study.get_trials(deepcopy=False)[number]).values()
+        if reason == "complete":
+            self._study.tell(number, max(mious))
+        else:
+            self._study.tell(number, state=_STATE_OF[reason])
+
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials in the order of their numbers."""
+        return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def leaderboard(self) -> list[TrialRecord]:
+        """Return all trials: complete ones first, each group from the highest mIoU to the lowest."""
+        return sorted(
+            self.trials(),
+            key=lambda trial: (trial.reason != "complete", -_or_minus_one(trial.miou), trial.number),
+        )
+
+    def best(self) -> TrialRecord | None:
+        """Return the complete trial with the highest mIoU, or None where no trial is complete."""
+        return next((trial for trial in self.leaderboard() if trial.reason == "complete"), None)
+
+    def _trial(self, number: int) -> optuna.trial.Trial:
+        if number not in self._live:
+            stored = self._study.get_trials(deepcopy=False)[number]
+            self._live[number] = optuna.trial.Trial(self._study, stored._trial_id)
+        return self._live[number]
+
+    def _point(self, trial: optuna.trial.Trial) -> dict[str, Any]:
+        """Return the point of a trial; parameters that were not stored before a death are drawn now."""
+        space = self._config.space
+        changes = {
+            "optim.base_lr": trial.suggest_float("base_lr", space.min_base_lr, space.max_base_lr, log=True),
+            "optim.aux_loss_weight": trial.suggest_float(
+                "aux_loss_weight", space.min_aux_loss_weight, space.max_aux_loss_weight
+            ),
+            "data.crop_size": trial.suggest_categorical("crop_size", space.crop_sizes),
+        }
+        trial.set_user_attr("changes", changes)
+        return changes
+
+    def _join(self, fingerprint: dict[str, Any]) -> None:
+        stored = self._study.user_attrs.get("fingerprint")
+        if stored is None:
+            self._study.set_user_attr("fingerprint", fingerprint)
+            return
+        differing = [key for key in stored | fingerprint if stored.get(key) != fingerprint.get(key)]
+        if differing:
+            lines = [f"  {key}: {stored.get(key)} there, {fingerprint.get(key)} here" for key in differing]
+            raise InputError(
+                f"A study is continued with the data, base configuration and space that it began with, but study "
+                f"{self._config.study!r} differs:\n"
+                + "\n".join(lines)
+                + "\nGive another --study name, or the same "
+                "settings as before."
+            )
+
+
+def _fingerprint(config: SearchConfig, store_digest: str) -> dict[str, Any]:
+    """Return what must be equal for two calls to belong to one study, as JSON gives it back."""
+    ends = ("num_trials", "max_concurrent_trials", "study", "study_storage", "num_startup_trials", "seed")
+    without = ("training.tracking.", "training.data.store", "training.workers.max_failures")
+    settings = {
+        path: value
+        for path, value in flat(config).items()
+        if path not in ends and not path.startswith(without)
+    }
+    stored: dict[str, Any] = json.loads(json.dumps(settings | {"store_digest": store_digest}))
+    return stored
+
+
+def _storage(config: SearchConfig) -> optuna.storages.BaseStorage | str:
+    if config.study_storage:
+        return config.study_storage
+    path = Path(config.training.tracking.storage_dir) / config.study / "study.journal"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _sampler(config: SearchConfig, *, number: int) -> optuna.samplers.BaseSampler:
+    """Return TPE whose proposal for trial `number` follows from the seed and the trials before it alone."""
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=config.num_startup_trials, multivariate=True, constant_liar=True
+    )
+
+
+def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+    attributes = dict(trial.user_attrs)
+    return TrialRecord(
+        number=trial.number,
+        changes=attributes.pop("changes", {}),
+        reason=attributes.pop("reason", "running"),
+        detail=attributes.pop("detail", ""),
+        miou_by_epoch=_mious(trial),
+        attributes=attributes,
+    )
+
+
+def _mious(trial: optuna.trial.FrozenTrial) -> dict[int, float]:
+    return dict(sorted(trial.intermediate_values.items()))
+
+
+def _value_at(mious: Mapping[int, float], rung: int) -> float | None:
+    """Return the first value at or after the rung's epoch."""
+    return next((value for epoch, value in mious.items() if epoch >= rung), None)
+
+
+def _or_minus_one(value: float) -> float:
+    return -1.0 if math.isnan(value) else value

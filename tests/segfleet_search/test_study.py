@@ -1,0 +1,127 @@
+"""Laws of the study: what it stores survives the process, and ASHA's decisions are Ray Tune's."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers.async_hyperband import _Bracket
+
+from pspnet.errors import InputError
+from segfleet.config import SearchConfig, SpaceConfig, override
+from segfleet.presets import search_preset
+from segfleet.study import Study, decide_rung, rungs
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SearchConfig:
+    return override(
+        search_preset("demo"),
+        {
+            "training.tracking.storage_dir": str(tmp_path),
+            "study": "s",
+            "min_epochs": 1,
+            "reduction_factor": 3,
+        },
+    )
+
+
+def test_rungs_are_powers_of_the_reduction_factor_before_the_end() -> None:
+    assert rungs(min_epochs=1, max_epochs=9, reduction_factor=3) == [1, 3]
+    assert rungs(min_epochs=2, max_epochs=17, reduction_factor=2) == [2, 4, 8, 16]
+    assert rungs(min_epochs=5, max_epochs=5, reduction_factor=2) == []
+
+
+@pytest.mark.parametrize("reduction_factor", [2, 3, 4])
+def test_decisions_are_those_of_ray_tunes_asha(config: SearchConfig, reduction_factor: int) -> None:
+    config = replace(
+        override(config, {"reduction_factor": reduction_factor, "training.schedule.num_epochs": 17}),
+        num_trials=12,
+    )
+    study = Study(config, store_digest="d")
+    reference = _Bracket(1, 16, reduction_factor, 0, stop_last_trials=True)
+    rng = random.Random(reduction_factor)
+    alive = {study.ask().number: 0 for _ in range(12)}
+    num_stopped = 0
+    while alive:
+        number = rng.choice(sorted(alive))
+        alive[number] += 1
+        epoch, miou = alive[number], rng.random()
+        expected = reference.on_result(SimpleNamespace(trial_id=str(number)), epoch, miou)
+        decision = study.report(number, epoch=epoch, miou=miou)
+        assert decision.stop == (expected == "STOP"), (number, epoch, decision.reason)
+        num_stopped += decision.stop
+        if decision.stop or epoch == 16:
+            study.finish(number, "pruned" if decision.stop else "complete", decision.reason)
+            del alive[number]
+    assert 0 < num_stopped < 12
+
+
+def test_a_new_process_finds_trials_rungs_and_reasons(config: SearchConfig) -> None:
+    study = Study(config, store_digest="d")
+    first, second, third = study.ask(), study.ask(), study.ask()
+    study.report(first.number, epoch=1, miou=0.5)
+    study.finish(first.number, "complete", "9 epochs")
+    study.report(second.number, epoch=1, miou=0.1)
+    study.finish(second.number, "pruned", "0.1 < 0.5")
+    study.note(third.number, {"run_id": "r3"})
+
+    again = Study(config, store_digest="d")
+    assert [(t.number, t.reason, t.miou_by_epoch) for t in again.trials()] == [
+        (0, "complete", {1: 0.5}),
+        (1, "pruned", {1: 0.1}),
+        (2, "running", {}),
+    ]
+    assert again.unfinished() == [replace(third, is_resumed=True)]
+    assert again.trials()[2].attributes["run_id"] == "r3"
+    assert again.num_left() == config.num_trials - 3
+    assert again.report(third.number, epoch=1, miou=0.2).stop
+    best = again.best()
+    assert best is not None
+    assert best.number == 0
+
+
+def test_proposals_follow_from_seed_and_history_alone_and_never_repeat(
+    config: SearchConfig, tmp_path: Path
+) -> None:
+    def points(storage_dir: str, *, restart: bool) -> list[dict[str, object]]:
+        varied = override(config, {"training.tracking.storage_dir": storage_dir})
+        study = Study(varied, store_digest="d")
+        found = []
+        for _ in range(6):
+            if restart:
+                study = Study(varied, store_digest="d")
+            proposal = study.ask()
+            study.report(proposal.number, epoch=1, miou=float(proposal.changes["optim.base_lr"]))
+            study.finish(proposal.number, "complete", "")
+            found.append(proposal.changes)
+        return found
+
+    one = points(str(tmp_path / "a"), restart=False)
+    assert points(str(tmp_path / "b"), restart=True) == one
+    assert len({str(point) for point in one}) == 6
+
+
+def test_a_study_is_not_joined_by_another_search(config: SearchConfig) -> None:
+    Study(config, store_digest="d")
+    with pytest.raises(InputError, match="store_digest: d there, e here"):
+        Study(config, store_digest="e")
+    with pytest.raises(InputError, match=r"space\.crop_sizes"):
+        Study(replace(config, space=SpaceConfig(crop_sizes=(33,))), store_digest="d")
+    Study(replace(config, num_trials=99, seed=5), store_digest="d")
+
+
+def test_the_bar_is_the_upper_quantile_by_hand() -> None:
+    # others 0.1 0.2 0.3 0.4: the 2/3 quantile lies at position 2 of 0..3, which is 0.3
+    assert decide_rung(0.29, [0.4, 0.1, 0.3, 0.2], epoch=1, reduction_factor=3).stop
+    assert not decide_rung(0.31, [0.4, 0.1, 0.3, 0.2], epoch=1, reduction_factor=3).stop
+
+
+def test_the_leaderboard_puts_complete_trials_first(config: SearchConfig) -> None:
+    study = Study(config, store_digest="d")
+    for miou, reason in ((0.3, "complete"), (0.9, "pruned"), (0.4, "complete")):
+        number = study.ask().number
+        study.report(number, epoch=1, miou=miou)
+        study.finish(number, reason, "")  # type: ignore[arg-type]
+    assert [trial.number for trial in study.leaderboard()] == [2, 0, 1]
