@@ -1,0 +1,249 @@
+"""Everything a resume needs, in one folder that appears whole or not at all and is verified before it is read.
+
+epoch_0003/
+  model.safetensors      weights and buffers
+  optimizer.safetensors  the tensors of the optimizer's state, keyed "<parameter number>/<name>"
+  state.json             the rest: configuration, architecture, epoch, iteration, metrics, the optimizer's numbers
+  manifest.json          size and sha256 of the other three
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from pspnet.errors import InputError
+
+FORMAT = 1
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+MANIFEST_FILE = "manifest.json"
+ASIDE_PREFIX = ".aside-"
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint's files are not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_checkpoint` read: all tensors are on the CPU."""
+
+    path: Path
+    model_state: dict[str, Tensor]
+    optimizer_state: dict[str, Any]
+    state: dict[str, Any]
+    """config, architecture, class_table, mean, std, store_digest, epoch, iteration, metrics."""
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    model_state: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint aside, sync it and rename it to `folder`, in place of an older one there."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f"{ASIDE_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}"
+    aside.mkdir()
+    try:
+        tensors, numbers = _split_optimizer_state(optimizer_state)
+        text = json.dumps(finite({**state, "optimizer": numbers}), indent=1, allow_nan=False)
+        contents = {
+            MODEL_FILE: safetensors.torch.save(_contiguous(model_state)),
+            OPTIMIZER_FILE: safetensors.torch.save(_contiguous(tensors)),
+            STATE_FILE: text.encode(),
+        }
+        files = {name: _written(aside / name, content) for name, content in contents.items()}
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
+        _written(aside / MANIFEST_FILE, manifest.encode())
+        _sync_folder(aside)
+        _replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Return the checkpoint in `folder`; InputError where there is none or a byte differs from its manifest."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"A checkpoint must be a folder, but there is none at {folder}. "
+            "A training prints its checkpoint's path; they lie in <storage_dir>/<run>/checkpoints/."
+        )
+    contents = _verified(folder)
+    state = json.loads(contents[STATE_FILE])
+    tensors = safetensors.torch.load(contents[OPTIMIZER_FILE])
+    return Checkpoint(
+        path=folder,
+        model_state=safetensors.torch.load(contents[MODEL_FILE]),
+        optimizer_state=_join_optimizer_state(tensors, state.pop("optimizer")),
+        state=state,
+    )
+
+
+def newest_good(checkpoints_dir: str | Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """Return the newest checkpoint that passes its verification; `say` tells of each that was passed over."""
+    for folder in sorted(checkpoint_folders(checkpoints_dir), reverse=True):
+        try:
+            return load_checkpoint(folder)
+        except DamagedCheckpointError as error:
+            say(f"passed over a damaged checkpoint: {error}")
+    return None
+
+
+def checkpoint_path(checkpoints_dir: str | Path, epoch: int) -> Path:
+    """Return the folder of the checkpoint that is written after `epoch` epochs."""
+    return Path(checkpoints_dir) / f"epoch_{epoch:04d}"
+
+
+def checkpoint_folders(checkpoints_dir: str | Path) -> list[Path]:
+    """Return the folders of the checkpoints there, oldest first."""
+    return sorted(Path(checkpoints_dir).glob("epoch_[0-9]*"), key=lambda path: int(path.name.split("_")[1]))
+
+
+def best_checkpoint(checkpoints_dir: str | Path) -> Path | None:
+    """Return the checkpoint with the highest validation mIoU (the older one of equals)."""
+    return max(checkpoint_folders(checkpoints_dir), key=_miou, default=None)
+
+
+def retain(checkpoints_dir: str | Path, *, num_newest: int = 2) -> None:
+    """Delete all checkpoints but the newest ones and the best, and what dead writers left."""
+    kept = {*checkpoint_folders(checkpoints_dir)[-num_newest:], best_checkpoint(checkpoints_dir)}
+    for folder in checkpoint_folders(checkpoints_dir):
+        if folder not in kept:
+            aside = folder.parent / f"{ASIDE_PREFIX}old-{uuid.uuid4().hex[:8]}"
+            os.rename(folder, aside)
+    for left in Path(checkpoints_dir).glob(ASIDE_PREFIX + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with None for each float that JSON cannot hold (NaN of a class that does not occur)."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _miou(folder: Path) -> float:
+    try:
+        value = json.loads((folder / STATE_FILE).read_text())["metrics"]["miou"]
+    except (OSError, ValueError, KeyError):
+        return -1.0
+    return -1.0 if value is None else float(value)
+
+
+def _verified(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of each file, all read once and all as the manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+        files = dict(manifest["files"])
+        version = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"A checkpoint must have a readable {MANIFEST_FILE}, but {folder} has none ({error}). "
+            "Use another checkpoint of the run."
+        ) from error
+    if version != FORMAT or set(files) != {MODEL_FILE, OPTIMIZER_FILE, STATE_FILE}:
+        raise DamagedCheckpointError(
+            f"A checkpoint must be of format {FORMAT}, but {folder} is of format {version} with the files "
+            f"{', '.join(sorted(files))}. Read it with the version of segfleet that wrote it."
+        )
+    contents = {}
+    for name, expected in files.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise DamagedCheckpointError(
+                f"{folder / name} must be readable, but is not: {error.strerror}. Use another checkpoint of the run."
+            ) from error
+        if _described(content) != expected:
+            raise DamagedCheckpointError(
+                f"{folder / name} must have the {expected['size']} bytes and the sha256 of its manifest, but its "
+                f"{len(content)} bytes differ. Use another checkpoint of the run."
+            )
+        contents[name] = content
+    return contents
+
+
+def _described(content: bytes) -> dict[str, Any]:
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _written(path: Path, content: bytes) -> dict[str, Any]:
+    """Write and sync the file; return its entry in the manifest."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return _described(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`; an older folder there is moved away first and then deleted."""
+    old = None
+    if folder.exists():
+        old = folder.parent / f"{ASIDE_PREFIX}old-{uuid.uuid4().hex[:8]}"
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    _sync_folder(folder.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies that share no memory: safetensors stores neither strides nor shared tensors."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _split_optimizer_state(optimizer_state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of `torch.optim.Optimizer.state_dict()`, and the rest as JSON values."""
+    tensors = {
+        f"{key}/{name}": value for key, name, value in _entries(optimizer_state) if isinstance(value, Tensor)
+    }
+    others = [
+        [key, name, value] for key, name, value in _entries(optimizer_state) if not isinstance(value, Tensor)
+    ]
+    return tensors, {"others": others, "param_groups": optimizer_state["param_groups"]}
+
+
+def _join_optimizer_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for path, tensor in tensors.items():
+        key, name = path.split("/", 1)
+        state.setdefault(int(key), {})[name] = tensor
+    for key, name, value in numbers["others"]:
+        state.setdefault(int(key), {})[name] = value
+    return {"state": state, "param_groups": numbers["param_groups"]}
+
+
+def _entries(optimizer_state: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:
+    for key, values in optimizer_state["state"].items():
+        for name, value in values.items():
+            yield key, name, value

@@ -1,0 +1,179 @@
+"""The Ray cluster: the one RAY_ADDRESS names, or a local one that lives as long as the job."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.util
+
+from pspnet.errors import InputError
+from segfleet.config import TrainingConfig
+
+CONNECT_TIMEOUT_S = 5.0
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray."""
+
+    address: str
+    """host:port of the cluster's head, as RAY_ADDRESS wants it."""
+
+    is_local: bool
+    """Whether this process started it, and ends it."""
+
+
+@contextlib.contextmanager
+def connect(storage_dir: str | Path) -> Iterator[Cluster]:
+    """Join the cluster at RAY_ADDRESS, or start a local one; on leaving, end only what was begun here.
+
+    Every process of the cluster that we start learns RAY_ADDRESS: without it, Ray Train's helpers may ask
+    another cluster on the same host. Raises InputError where nothing answers, or `storage_dir` is not writable.
+    """
+    _check_writable(absolute_path(storage_dir, "tracking.storage_dir"))
+    if ray.is_initialized():
+        yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=False)
+        return
+    given = os.environ.get("RAY_ADDRESS", "")
+    _quiet()
+    if given:
+        _check_address(given)
+        ray.init(address=given, log_to_driver=False, logging_level="WARNING")
+    else:
+        _start_local()
+    try:
+        yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=not given)
+    finally:
+        ray.shutdown()
+        if not given:
+            os.environ.pop("RAY_ADDRESS", None)
+
+
+def check_resources(config: TrainingConfig) -> None:
+    """Raise InputError at once where the cluster can never hold the workers that `config` asks for."""
+    workers = config.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if has_autoscaler():
+        return
+    needed_gpus = 1 if workers.use_gpu else 0
+    places = sum(
+        min(
+            int(node.get("CPU", 0)) // workers.cpus_per_worker,
+            int(node.get("GPU", 0)) if needed_gpus else workers.num_workers,
+        )
+        for node in nodes
+    )
+    if places >= workers.num_workers:
+        return
+    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    asked = f"{workers.num_workers} x {workers.cpus_per_worker} CPU" + (" and 1 GPU" if needed_gpus else "")
+    remedy = (
+        f"Set --workers.num-workers to at most {places}"
+        if places
+        else "Set --workers.use-gpu False"
+        if needed_gpus and not gpus
+        else f"Set --workers.cpus-per-worker to at most {max((int(n.get('CPU', 0)) for n in nodes), default=0)}"
+    )
+    raise InputError(
+        f"workers.num_workers must fit on the cluster, but {asked} were asked for and its {len(nodes)} "
+        f"node{'s' if len(nodes) != 1 else ''} ha{'ve' if len(nodes) != 1 else 's'} {cpus} CPUs and {gpus} GPUs. "
+        f"{remedy}, or add nodes."
+    )
+
+
+def has_autoscaler() -> bool:
+    """Whether the cluster starts nodes of its own accord, so that what it lacks now may come.
+
+    The cluster launcher leaves its file on the head; elsewhere (KubeRay) set SEGFLEET_AUTOSCALER=1. Ray 2.60
+    has no call that tells an autoscaler from the read-only monitor of a cluster started by hand.
+    """
+    return os.environ.get("SEGFLEET_AUTOSCALER", "") == "1" or LAUNCHER_FILE.exists()
+
+
+def absolute_path(path: str | Path, setting: str) -> Path:
+    """Return `path` as workers can use it; InputError for a relative one inside a submitted job's copy."""
+    path = Path(path).expanduser()
+    if not path.is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise InputError(
+            f"{setting} must be an absolute path in a submitted job, which runs in a copy of the working "
+            f"directory, but got {str(path)!r}. Give the path from / on."
+        )
+    return path.absolute()
+
+
+def worker_environment(config: TrainingConfig) -> dict[str, str]:
+    """Return the environment variables that every training process of `config` is started with."""
+    passed_on = {
+        name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "SEGFLEET_"))
+    }
+    return passed_on | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "OMP_NUM_THREADS": str(config.workers.cpus_per_worker),
+    }
+
+
+def _start_local() -> None:
+    """Start a cluster whose address is known before its first process starts."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"RAY_ADDRESS": address}},
+        )
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"]
+    os.environ["RAY_ADDRESS"] = address
+
+
+def _quiet() -> None:
+    """Ask Ray for the short interval that a quick report needs, and for no advice on its own affairs."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError within CONNECT_TIMEOUT_S where nothing listens (ray.init itself waits much longer)."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise InputError(
+            f"RAY_ADDRESS must be host:port of the cluster's head for a job that runs on it, but got {address!r}. "
+            "Unset it to use a local cluster; an http:// address is for `ray job submit` only."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise InputError(
+            f"RAY_ADDRESS must name a running cluster, but nothing answers at {address} ({error}). "
+            "Start it, or unset RAY_ADDRESS to use a local one."
+        ) from error
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        raise InputError(
+            f"tracking.storage_dir must be a folder one can write to, but {folder} is not. Give another folder."
+        )
