@@ -42,10 +42,10 @@ def connect(storage_dir: str | Path) -> Iterator[Cluster]:
         yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=False)
         return
     given = os.environ.get("RAY_ADDRESS", "")
-    _quiet()
+    quiet_ray()
     if given:
         _check_address(given)
-        ray.init(address=given, log_to_driver=False, logging_level="WARNING")
+        ray.init(address=given, log_to_driver=False, logging_level=logging.ERROR)
     else:
         _start_local()
     try:
@@ -132,7 +132,7 @@ def _start_local() -> None:
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": {"RAY_ADDRESS": address}},
         )
     finally:
@@ -140,7 +140,7 @@ def _start_local() -> None:
     os.environ["RAY_ADDRESS"] = address
 
 
-def _quiet() -> None:
+def quiet_ray() -> None:
     """Ask Ray for the short interval that a quick report needs, and for no advice on its own affairs."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
