@@ -1,0 +1,170 @@
+"""Laws of the configuration: one way to vary it, stored and loaded without loss, nonsense refused with a remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pspnet.errors import InputError
+from segfleet.cli import parse_search, parse_training
+from segfleet.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SearchConfig,
+    TrainingConfig,
+    differences,
+    digest,
+    flat,
+    from_json,
+    load_config,
+    override,
+    to_json,
+)
+from segfleet.presets import PRESETS, search_preset, training_preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_stored_configuration_loads_to_an_equal_one(name: str, tmp_path: Path) -> None:
+    training, search = training_preset(name), search_preset(name)
+    assert from_json(TrainingConfig, to_json(training)) == training
+    path = tmp_path / "config.json"
+    path.write_text(to_json(search))
+    assert load_config(SearchConfig, path) == search
+
+
+def test_override_is_what_one_would_write_by_hand() -> None:
+    varied = override(
+        training_preset("tiny"), {"optim.base_lr": 0.3, "data.crop_size": 97, "model.bin_sizes": [1, 2]}
+    )
+    assert varied.optim == OptimConfig(base_lr=0.3)
+    assert varied.data == DataConfig(crop_size=97, min_scale=0.5, max_scale=1.0)
+    assert varied.model == ModelConfig(backbone="resnet18", head_channels=32, bin_sizes=(1, 2))
+    assert varied.schedule == training_preset("tiny").schedule
+
+
+def test_flags_are_overrides() -> None:
+    parsed = parse_training(
+        training_preset,
+        "demo",
+        [
+            "--preset",
+            "tiny",
+            "--optim.base-lr",
+            "0.3",
+            "--data.store=somewhere",
+            "--model.has-aux-head",
+            "False",
+        ],
+        description="",
+    )
+    changes = {"optim.base_lr": 0.3, "data.store": "somewhere", "model.has_aux_head": False}
+    assert parsed == override(training_preset("tiny"), changes)
+    assert differences(training_preset("tiny"), parsed) == changes
+
+
+def test_a_search_takes_the_flags_of_its_training_by_the_same_names() -> None:
+    parsed = parse_search(
+        search_preset,
+        "demo",
+        ["--data.store", "x", "--num-trials", "9", "--space.crop-sizes", "33", "41"],
+        description="",
+    )
+    changes = {"training.data.store": "x", "num_trials": 9, "space.crop_sizes": (33, 41)}
+    assert parsed == override(search_preset("demo"), changes)
+
+
+def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_training(training_preset, "tiny", ["--optim.base-lr", "0.3", "--print-config"], description="")
+    assert stopped.value.code == 0
+    path = tmp_path / "config.json"
+    path.write_text(capsys.readouterr().out)
+    again = parse_training(training_preset, "demo", ["--config", str(path)], description="")
+    assert again == override(training_preset("tiny"), {"optim.base_lr": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data.crop_size": 700},
+            r"data\.crop_size must be 8k \+ 1.*but got 700\. The nearest are 697 and 705\.",
+        ),
+        ({"data.crop_size": 25}, r"at least 33.*but got 25"),
+        ({"optim.base_lrr": 1.0}, r"no setting optim\.base_lrr\. Did you mean optim\.base_lr\?"),
+        ({"optim.base_lr": "fast"}, r"optim\.base_lr must be of type float, but got 'fast'"),
+        ({"optim.base_lr": float("nan")}, r"optim\.base_lr must be a positive number, but got nan"),
+        ({"optim.momentum": 1.0}, r"optim\.momentum must be in \[0, 1\)"),
+        ({"model.backbone": "vgg"}, r"model\.backbone must be one of resnet18, .*but got 'vgg'"),
+        ({"model.has_aux_head": 1}, r"model\.has_aux_head must be of type bool"),
+        ({"schedule.num_epochs": 2.5}, r"schedule\.num_epochs must be of type int"),
+        ({"schedule.global_batch_size": 5}, r"multiple of workers\.num_workers.*The nearest are 4 and 6"),
+        ({"data.min_scale": 3.0}, r"0 < min <= max"),
+        ({"workers.precision": "fp16"}, r"fp16 needs a GPU"),
+        ({"optim": 3}, r"optim is a group of settings"),
+    ],
+)
+def test_nonsense_is_refused_with_rule_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        override(training_preset("tiny"), changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "tiniest"], "no preset 'tiniest'. There are: tiny"),
+        (["--preset"], "--preset must be followed by a value"),
+        (["--config", "/nowhere.json"], "/nowhere.json is not: No such file"),
+        (["--config", "a", "--preset", "b"], "Give one of them"),
+    ],
+)
+def test_flags_that_name_nothing_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_training(training_preset, "demo", arguments, description="")
+
+
+def test_an_unknown_flag_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_training(training_preset, "demo", ["--data.crop-sizee", "129"], description="")
+    assert stopped.value.code == 2
+    assert "--data.crop-size" in capsys.readouterr().err
+
+
+def test_the_digest_follows_what_decides_the_result_and_not_where_it_goes() -> None:
+    tiny = training_preset("tiny")
+    assert digest(tiny) == digest(override(tiny, {"tracking.storage_dir": "elsewhere"}))
+    assert digest(tiny) != digest(override(tiny, {"schedule.seed": 1}))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=8,
+    )
+)
+def test_hostile_json_is_a_plain_message_or_a_configuration(value: Any) -> None:
+    try:
+        assert isinstance(from_json(TrainingConfig, json.dumps(value)), TrainingConfig)
+    except InputError:
+        pass
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(flat(TrainingConfig()))),
+        st.integers() | st.floats() | st.text() | st.lists(st.integers()),
+        max_size=3,
+    )
+)
+def test_override_gives_what_was_asked_or_refuses(changes: dict[str, Any]) -> None:
+    try:
+        varied = flat(override(TrainingConfig(), changes))
+    except InputError:
+        return
+    for path, value in changes.items():
+        assert varied[path] == (tuple(value) if isinstance(value, list) else value)
