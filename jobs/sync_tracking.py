@@ -1,0 +1,34 @@
+"""Send what trainings recorded while the MLflow server was away: points, pictures and endings, each once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segfleet.cli import parse_options, run_job
+from segfleet.config import TrackingConfig
+from segfleet.tracking import check_server, resolve_uri, ship_spool, shown, unsent_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where the spools are, and where they go."""
+
+    storage_dir: Path = Path("runs")
+    """Folder of the trainings (tracking.storage_dir); every spool below it is sent."""
+
+    tracking_uri: str = ""
+    """MLflow server or database; empty takes MLFLOW_TRACKING_URI, else sqlite:///<storage_dir>/mlflow.db."""
+
+
+def main() -> int:
+    """Send all spools; 1 where a run could not be sent."""
+    options = parse_options(Options, description=__doc__ or "")
+    uri = resolve_uri(TrackingConfig(tracking_uri=options.tracking_uri, storage_dir=str(options.storage_dir)))
+    check_server(uri)
+    unsent = unsent_runs(options.storage_dir)
+    num_sent = sum(ship_spool(uri, run_id, spool_dir) for run_id, spool_dir in unsent.items())
+    print(f"{num_sent} of {len(unsent)} unsent runs sent to {shown(uri)}")
+    return 0 if num_sent == len(unsent) else 1
+
+
+if __name__ == "__main__":
+    run_job(main)
