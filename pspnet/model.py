@@ -1,0 +1,244 @@
+"""PSPNet (Zhao et al., CVPR 2017).
+
+Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / output stride), b b cells of a bin grid.
+"""
+
+# ruff: noqa: F722
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pspnet.backbones import ResNet
+from pspnet.errors import InputError
+
+
+class PSPNetOutput(NamedTuple):
+    """Scores of the classes; `aux_logits` only in training mode and with an auxiliary head."""
+
+    logits: Float[Tensor, "n c h w"]
+    aux_logits: Float[Tensor, "n c h w"] | None
+    output_stride: int = 1
+    """Pixels of the image per cell of the logits: 1 once they are upsampled."""
+
+
+class PSPNet(nn.Module):
+    """Dilated ResNet, pyramid pooling and classifier; images of any size, best of 8k + 1 pixels a side.
+
+    Cell (i, j) of the logits lies on pixel (s * i, s * j) for output stride s, in training and prediction alike:
+    an image of another size is continued with zeros (the mean colour) at the right and at the bottom up to s * k + 1,
+    and the logits there are cut off.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "resnet50",
+        output_stride: int = 8,
+        bin_sizes: Sequence[int] = (1, 2, 3, 6),
+        head_channels: int = 512,
+        dropout: float = 0.1,
+        has_aux_head: bool = True,
+        deep_stem: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise InputError(f"A model must have at least 1 class, but got num_classes = {num_classes}.")
+        self.architecture: dict[str, Any] = {
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "output_stride": output_stride,
+            "bin_sizes": list(bin_sizes),
+            "head_channels": head_channels,
+            "dropout": dropout,
+            "has_aux_head": has_aux_head,
+            "deep_stem": deep_stem,
+        }
+        """The constructor's arguments, for JSON; `from_architecture` builds the same network."""
+        self.num_classes = num_classes
+        self.output_stride = output_stride
+        self.backbone = ResNet(backbone, output_stride=output_stride, deep_stem=deep_stem)
+        self.head = PyramidHead(
+            self.backbone.stage4_channels,
+            num_classes,
+            bin_sizes=bin_sizes,
+            head_channels=head_channels,
+            dropout=dropout,
+        )
+        self.aux_head = (
+            AuxHead(self.backbone.stage3_channels, num_classes, dropout=dropout) if has_aux_head else None
+        )
+
+    @classmethod
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
+        """Build the network, with random weights, whose `architecture` this is."""
+        return cls(**architecture)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"], *, upsample: bool = True) -> PSPNetOutput:
+        """Return logits at the images' size, or, without `upsample`, one per feature cell for `segmentation_loss`."""
+        height, width = images.shape[2:]
+        stride = self.output_stride
+        images = functional.pad(images, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
+        features = self.backbone(images)
+        logits = self.head(features.stage4)
+        aux_logits = self.aux_head(features.stage3) if self.aux_head is not None and self.training else None
+        if not upsample:
+            return PSPNetOutput(logits, aux_logits, stride)
+        return PSPNetOutput(
+            upsampled(logits, stride)[:, :, :height, :width],
+            None if aux_logits is None else upsampled(aux_logits, stride)[:, :, :height, :width],
+        )
+
+
+class PyramidHead(nn.Module):
+    """Pyramid pooling, 3x3 convolution and classifier (section 3.2).
+
+    The features are averaged over each grid of `bin_sizes` and reduced by a 1x1 convolution to an equal share of
+    their channels; the 3x3 convolution sees the features and the upsampled grids side by side.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, *, bin_sizes: Sequence[int], head_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        if len(bin_sizes) > channels or any(size < 1 for size in bin_sizes):
+            raise InputError(
+                f"model.bin_sizes must be positive and at most {channels} (the channels of the features), "
+                f"but got {tuple(bin_sizes)}. The paper's are 1 2 3 6."
+            )
+        self.bin_sizes = tuple(bin_sizes)
+        branch_channels = channels // max(1, len(bin_sizes))
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, branch_channels, 1, bias=False),
+                nn.BatchNorm2d(branch_channels),
+                nn.ReLU(inplace=True),
+            )
+            for _ in bin_sizes
+        )
+        self.conv = nn.Conv2d(
+            channels + branch_channels * len(bin_sizes), head_channels, 3, padding=1, bias=False
+        )
+        self.norm = nn.BatchNorm2d(head_channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(head_channels, num_classes, 1)
+
+    def forward(self, features: Float[Tensor, "n c fh fw"]) -> Float[Tensor, "n classes fh fw"]:
+        pooled = pooled_grids(features, self.bin_sizes)
+        grids = [branch(grid) for branch, grid in zip(self.branches, pooled, strict=True)]
+        x = pyramid_convolution(features, grids, self.conv.weight)
+        x = functional.relu(self.norm(x), inplace=True)
+        return self.classifier(self.dropout(x))
+
+
+class AuxHead(nn.Module):
+    """The auxiliary classifier on stage 3 (section 3.3)."""
+
+    def __init__(self, channels: int, num_classes: int, *, dropout: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels // 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels // 4)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
+
+    def forward(self, features: Float[Tensor, "n c fh fw"]) -> Float[Tensor, "n classes fh fw"]:
+        x = functional.relu(self.norm(self.conv(features)), inplace=True)
+        return self.classifier(self.dropout(x))
+
+
+def pooled_grids(features: Float[Tensor, "n c fh fw"], bin_sizes: Sequence[int]) -> list[Tensor]:
+    """Return adaptive_avg_pool2d(features, size) for each bin size, as two matrix products for all of them.
+
+    They are computed at least in float32, also under autocast.
+    """
+    if not bin_sizes:
+        return []
+    dtype = features.dtype
+    with torch.autocast(features.device.type, enabled=False):
+        features = at_least_float32(features)
+        rows = torch.cat([_averaging(features, features.shape[2], size) for size in bin_sizes])
+        columns = torch.cat([_averaging(features, features.shape[3], size) for size in bin_sizes])
+        averages = (rows @ (features.contiguous() @ columns.T)).to(dtype)
+    starts = [sum(bin_sizes[:index]) for index in range(len(bin_sizes))]
+    return [
+        averages[:, :, start : start + size, start : start + size]
+        for start, size in zip(starts, bin_sizes, strict=True)
+    ]
+
+
+def pyramid_convolution(
+    features: Float[Tensor, "n c fh fw"],
+    grids: Sequence[Tensor],
+    weight: Float[Tensor, "o ci 3 3"],
+) -> Float[Tensor, "n o fh fw"]:
+    """Return conv2d(cat([features, *upsampled grids]), weight, padding=1) without ever making the concatenation.
+
+    Upsampling is linear: nine taps on the few cells of a grid, then two products with the interpolation matrix
+    shifted by the tap, instead of nine taps on every cell of the features. At 60x60 cells this leaves out nearly
+    half of the head's arithmetic. `grids` are (n, cb, b, b).
+    """
+    fh, fw = features.shape[2:]
+    channels = features.shape[1]
+    result = functional.conv2d(features, weight[:, :channels], padding=1)
+    for grid in grids:
+        branch_weight = weight[:, channels : channels + grid.shape[1]]
+        channels += grid.shape[1]
+        taps = torch.einsum("ocyx,ncij->noyixj", branch_weight, grid)
+        taps = taps.flatten(4, 5).flatten(2, 3)
+        result = result + _shifted_upsampling(taps, fh) @ taps @ _shifted_upsampling(taps, fw).T
+    return result
+
+
+def upsampled(logits: Float[Tensor, "n c fh fw"], stride: int) -> Float[Tensor, "n c h w"]:
+    """Interpolate bilinearly so that cell (i, j) lands on pixel (stride * i, stride * j); at least in float32."""
+    height, width = logits.shape[2:]
+    size = ((height - 1) * stride + 1, (width - 1) * stride + 1)
+    return functional.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=True)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return `tensor` as float32, or as it is where it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def refuse_single_values(model: nn.Module, num_images: int) -> None:
+    """Raise InputError where BatchNorm over one worker's `num_images` would have a single value per channel.
+
+    That is the 1x1 bin with one image. SyncBatchNorm counts the images of all workers and is not concerned.
+    """
+    for head in model.modules():
+        if isinstance(head, PyramidHead) and num_images == 1 and 1 in head.bin_sizes:
+            branch = head.branches[head.bin_sizes.index(1)]
+            if any(type(module) is nn.BatchNorm2d for module in branch.modules()):
+                raise InputError(
+                    "A worker without SyncBatchNorm must train on at least 2 images at a time, because the 1x1 bin "
+                    "has one value per image and channel, but the per-worker batch size is 1. Double "
+                    "schedule.global_batch_size, halve workers.num_workers, or leave 1 out of model.bin_sizes."
+                )
+
+
+def _averaging(like: Tensor, num_cells: int, num_bins: int) -> Float[Tensor, "b cells"]:
+    """Return the matrix that averages cells floor(i * cells / bins) to ceil((i + 1) * cells / bins) into bin i."""
+    cell = torch.arange(num_cells, device=like.device)
+    bins = torch.arange(num_bins, device=like.device)[:, None]
+    first, end = bins * num_cells // num_bins, -((bins + 1) * num_cells // -num_bins)
+    return ((cell >= first) & (cell < end)).to(like.dtype) / (end - first)
+
+
+def _shifted_upsampling(like: Tensor, num_cells: int) -> Float[Tensor, "cells 3*b"]:
+    """Return what each tap of a 3-tap convolution reads of b values upsampled to `num_cells` with zeros around.
+
+    `like` holds, on its last axis, the b values of each of the three taps.
+    """
+    num_values = like.shape[-1] // 3
+    # Positions as align_corners maps them: the first value on the first cell, the last on the last.
+    step = (num_values - 1) / max(1, num_cells - 1)
+    position = torch.arange(num_cells, device=like.device, dtype=torch.float64)[:, None] * step
+    value = torch.arange(num_values, device=like.device, dtype=torch.float64)
+    weights = (1 - (position - value).abs()).clamp(min=0)
+    around = functional.pad(weights, (0, 0, 1, 1))
+    return torch.cat([around[tap : tap + num_cells] for tap in range(3)], dim=1).to(like.dtype)

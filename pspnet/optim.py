@@ -1,0 +1,39 @@
+"""SGD with momentum, the heads at a multiple of the backbone's rate, and the poly schedule."""
+
+from typing import Any
+
+import torch
+
+from pspnet.model import PSPNet
+
+
+def parameter_groups(model: PSPNet, *, base_lr: float, head_lr_factor: float) -> list[dict[str, Any]]:
+    """Return the backbone's parameters at `base_lr` and all others at `base_lr * head_lr_factor`."""
+    backbone = list(model.backbone.parameters())
+    in_backbone = {id(parameter) for parameter in backbone}
+    heads = [parameter for parameter in model.parameters() if id(parameter) not in in_backbone]
+    head_lr = base_lr * head_lr_factor
+    return [
+        {"name": "backbone", "params": backbone, "lr": base_lr, "initial_lr": base_lr},
+        {"name": "heads", "params": heads, "lr": head_lr, "initial_lr": head_lr},
+    ]
+
+
+def build_optimizer(
+    model: PSPNet, *, base_lr: float, head_lr_factor: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """Return SGD over `parameter_groups`; `weight_decay` is on all parameters, as in the paper's code."""
+    groups = parameter_groups(model, base_lr=base_lr, head_lr_factor=head_lr_factor)
+    return torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def poly_factor(iteration: int, max_iterations: int, power: float) -> float:
+    """Return (1 - iteration / max_iterations) ** power: 1 at the first iteration, 0 at the end."""
+    assert 0 <= iteration <= max_iterations, f"iteration {iteration} of {max_iterations}"
+    return float((1 - iteration / max_iterations) ** power)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
