@@ -35,7 +35,7 @@ def connect(storage_dir: str | Path) -> Iterator[Cluster]:
     """Join the cluster at RAY_ADDRESS, or start a local one; on leaving, end only what was begun here.
 
     Every process of the cluster that we start learns RAY_ADDRESS: without it, Ray Train's helpers may ask
-    another cluster on the same host. Raises InputError where nothing answers, or `storage_dir` is not writable.
+    another cluster on the same host. InputError where nothing answers or `storage_dir` cannot be written.
     """
     _check_writable(absolute_path(storage_dir, "tracking.storage_dir"))
     if ray.is_initialized():
@@ -59,32 +59,32 @@ def connect(storage_dir: str | Path) -> Iterator[Cluster]:
 def check_resources(config: TrainingConfig) -> None:
     """Raise InputError at once where the cluster can never hold the workers that `config` asks for."""
     workers = config.workers
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if has_autoscaler():
         return
-    needed_gpus = 1 if workers.use_gpu else 0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
     places = sum(
         min(
             int(node.get("CPU", 0)) // workers.cpus_per_worker,
-            int(node.get("GPU", 0)) if needed_gpus else workers.num_workers,
+            int(node.get("GPU", 0)) if workers.use_gpu else workers.num_workers,
         )
         for node in nodes
     )
     if places >= workers.num_workers:
         return
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    asked = f"{workers.num_workers} x {workers.cpus_per_worker} CPU" + (" and 1 GPU" if needed_gpus else "")
-    remedy = (
-        f"Set --workers.num-workers to at most {places}"
-        if places
-        else "Set --workers.use-gpu False"
-        if needed_gpus and not gpus
-        else f"Set --workers.cpus-per-worker to at most {max((int(n.get('CPU', 0)) for n in nodes), default=0)}"
+    asked = f"{workers.num_workers} x {workers.cpus_per_worker} CPU" + (
+        " and 1 GPU" if workers.use_gpu else ""
     )
+    if workers.use_gpu and gpus == 0:
+        remedy = "Set --workers.use-gpu False"
+    elif workers.cpus_per_worker > largest_cpus:
+        remedy = f"Set --workers.cpus-per-worker to at most {largest_cpus}"
+    else:
+        remedy = f"Set --workers.num-workers to at most {places}"
     raise InputError(
-        f"workers.num_workers must fit on the cluster, but {asked} were asked for and its {len(nodes)} "
-        f"node{'s' if len(nodes) != 1 else ''} ha{'ve' if len(nodes) != 1 else 's'} {cpus} CPUs and {gpus} GPUs. "
-        f"{remedy}, or add nodes."
+        f"workers.num_workers must fit on the cluster, but {asked} were asked for and it has {cpus} CPUs and "
+        f"{gpus} GPUs (nodes: {len(nodes)}). {remedy}, or add nodes."
     )
 
 
@@ -155,7 +155,8 @@ def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise InputError(
-            f"RAY_ADDRESS must be host:port of the cluster's head for a job that runs on it, but got {address!r}. "
+            f"RAY_ADDRESS must be host:port of the cluster's head for a job that runs on it, "
+            f"but got {address!r}. "
             "Unset it to use a local cluster; an http:// address is for `ray job submit` only."
         )
     try:
@@ -175,5 +176,6 @@ def _check_writable(folder: Path) -> None:
         is_writable = False
     if not is_writable:
         raise InputError(
-            f"tracking.storage_dir must be a folder one can write to, but {folder} is not. Give another folder."
+            f"tracking.storage_dir must be a folder one can write to, but {folder} is not. "
+            "Give another folder."
         )

@@ -1,25 +1,54 @@
-"""One training on the cluster: from a configuration to a result with a reason, a run and a checkpoint."""
+"""One training on the cluster: from a configuration to a result with a reason, a run and a checkpoint.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Ray Train starts the workers and replaces dead ones. It is handed no checkpoint: ours lie in the run's folder,
+and a worker group resumes from the newest of them that passes its verification.
+"""
+
+import contextlib
+import json
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from ray.train import UserCallback
+import ray.exceptions
+import ray.train
+from pspnet.data import num_iterations
+from pspnet.store import Store
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from segfleet.config import TrainingConfig
+from pspnet.errors import InputError
+from pspnet.model import refuse_single_values
+from segfleet import cluster, tracking
+from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
+from segfleet.config import TrainingConfig, digest, flat, override, to_json
+from segfleet.worker import (
+    PANEL_FILE,
+    PROGRESS_FILE,
+    Outcome,
+    Reason,
+    Task,
+    message_of,
+    new_model,
+    read_outcome,
+    train_worker,
+)
 
-Reason = Literal["complete", "diverged", "oom", "refused", "failed", "lost"]
+FOLLOW_INTERVAL_S = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """How a training ended and what it left."""
 
     reason: Reason
-    """complete; diverged (loss not finite); oom; refused (input cannot be used); failed (a defect); lost (workers
-    died more often than workers.max_failures)."""
+    """complete; diverged (loss not finite); oom; refused (input cannot be used); failed (a defect, or a fault
+    that came again); lost (workers died more often than workers.max_failures)."""
 
     message: str
     """One line on the reason, empty for complete."""
@@ -31,7 +60,7 @@ class TrainingResult:
     """Epochs trained, as of the newest checkpoint."""
 
     miou: float | None
-    """Validation mIoU after the last evaluated epoch, whole image, single-scale; None where none was reached."""
+    """Validation mIoU of the newest checkpoint, whole image, single-scale; None where there is none."""
 
     class_iou: dict[str, float]
     """IoU of each class that occurs."""
@@ -45,13 +74,54 @@ class TrainingResult:
     panel_path: Path | None
     """Picture: image | label | prediction | error for fixed validation images."""
 
+    model_version: str = ""
+    """name/version in the registry, "" where none was registered."""
+
 
 def run_training(config: TrainingConfig) -> TrainingResult:
-    """Train `config` on the cluster at RAY_ADDRESS or a local one, under one MLflow run per run name.
+    """Train `config` on the cluster at RAY_ADDRESS or a local one, under one MLflow run per run folder.
 
     The same command goes on after any interruption. Raises InputError for what a person can mend.
     """
-    raise NotImplementedError
+    config = resolve(config)
+    store = check_data(config)
+    uri = tracking.resolve_uri(config.tracking)
+    tracking.check_server(uri)
+    with cluster.connect(config.tracking.storage_dir):
+        cluster.check_resources(config)
+        name = run_name(config)
+        run_dir = Path(config.tracking.storage_dir) / name
+        run_id = tracking.open_run(
+            config.tracking,
+            run_name=name,
+            key=_run_key(run_dir),
+            parent_run_id=None,
+            tags={"segfleet.config_digest": digest(config)},
+            params={path: value for path, value in flat(config).items() if not path.startswith("tracking.")},
+        )
+        tracking.log_dataset(
+            uri,
+            run_id,
+            name=Path(config.data.store).name,
+            digest=store.digest,
+            source=config.data.store,
+            splits={
+                split: len(store.split(split)) for split in (config.data.train_split, config.data.val_split)
+            },
+        )
+        print(f"run {name}  MLflow run {run_id}  folder {run_dir}", flush=True)
+        with follow(run_dir / PROGRESS_FILE):
+            result = fit(build_trainer(config, name=name, run_id=run_id))
+    tracking.end_run(
+        uri,
+        run_id,
+        status="FINISHED" if result.reason == "complete" else "FAILED",
+        tags={"segfleet.reason": result.reason, "segfleet.message": result.message},
+        spool_dir=run_dir / "spool",
+    )
+    if result.reason == "refused":
+        raise InputError(result.message)
+    return result
 
 
 def build_trainer(
@@ -59,12 +129,191 @@ def build_trainer(
 ) -> TorchTrainer:
     """Return the trainer of `config` whose checkpoints lie in <storage_dir>/<name>; `fit` runs it.
 
-    `run_id` is the MLflow run to write to ("" for none). Under Tune give `callbacks=[TuneReportCallback()]`: each
-    evaluated epoch reports epoch, miou, loss, checkpoint_path, images_per_s, pixels_seen, is_last.
+    `run_id` is the MLflow run to write to ("" for none). Under Tune give `callbacks=[TuneReportCallback()]`:
+    each evaluated epoch reports epoch, miou, loss, checkpoint_path, images_per_s, pixels_seen, is_last.
     """
-    raise NotImplementedError
+    config = resolve(config)
+    cluster.quiet_ray()
+    run_dir = Path(config.tracking.storage_dir) / name
+    attempt = uuid.uuid4().hex[:12]
+    task = Task(
+        config_json=to_json(config),
+        run_dir=str(run_dir),
+        run_id=run_id,
+        tracking_uri=tracking.resolve_uri(config.tracking) if run_id else "",
+        attempt=attempt,
+    )
+    workers = config.workers
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(task),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=str(run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            worker_runtime_env={"env_vars": cluster.worker_environment(config)},
+            callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 def fit(trainer: TorchTrainer) -> TrainingResult:
     """Run the trainer to its end and say how it ended; never raises for what happens in the workers."""
-    raise NotImplementedError
+    task = Task(**(trainer.train_loop_config or {}))
+    error: ray.train.TrainingFailedError | None = None
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as raised:
+        error = raised
+    outcome = read_outcome(task) or _outcome_of(error, task)
+    shutil.rmtree(Path(task.run_dir) / "ray" / task.attempt, ignore_errors=True)
+    return _result(task, outcome)
+
+
+def summary(result: TrainingResult) -> str:
+    """Return what a person wants to know of a training that ended, one fact a line."""
+    lines = [f"ended: {result.reason}" + (f" ({result.message})" if result.message else "")]
+    if result.miou is not None:
+        worst = sorted(result.class_iou.items(), key=lambda item: item[1])[:3]
+        lines += [
+            f"mIoU {result.miou:.4f} on the validation split after {result.epochs} epochs "
+            "(whole image, single-scale)",
+            "weakest classes: " + ", ".join(f"{name} {iou:.3f}" for name, iou in worst),
+        ]
+    named = {
+        "checkpoint": result.checkpoint_path,
+        "best checkpoint": result.best_checkpoint_path,
+        "picture": result.panel_path,
+        "MLflow run": result.run_id,
+        "registered": result.model_version,
+    }
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in named.items() if value)])
+
+
+def resolve(config: TrainingConfig) -> TrainingConfig:
+    """Return `config` with the paths that workers on other nodes, in other folders, need."""
+    return override(
+        config,
+        {
+            "data.store": str(cluster.absolute_path(config.data.store, "data.store"))
+            if config.data.store
+            else "",
+            "tracking.storage_dir": str(
+                cluster.absolute_path(config.tracking.storage_dir, "tracking.storage_dir")
+            ),
+        },
+    )
+
+
+def check_data(config: TrainingConfig) -> Store:
+    """Return the store; InputError where it, the crop, the batch or the backbone's weights cannot be used."""
+    data = config.data
+    if not data.store:
+        raise InputError(
+            "data.store must be the folder of an ingested data set, but none was given. "
+            "Make one with jobs/ingest_*.py and give it as --data.store FOLDER."
+        )
+    store = Store.open(data.store)
+    train, val = store.split(data.train_split), store.split(data.val_split)
+    if not len(val):
+        raise InputError(
+            f"data.val_split must hold images, but {data.val_split!r} is empty. Give another split."
+        )
+    unlabelled = [val.name(index) for index in range(len(val)) if val.label(index) is None]
+    if unlabelled:
+        raise InputError(
+            f"data.val_split must be labelled throughout, but {len(unlabelled)} of {len(val)} images of "
+            f"{data.val_split!r} have no label, such as {unlabelled[0]}. Give another split."
+        )
+    num_iterations(train, config.schedule.global_batch_size, config.schedule.max_iterations_per_epoch)
+    largest = max(max(train.size(index)) for index in range(len(train)))
+    if data.crop_size > largest * data.max_scale:
+        below = max(33, (int(largest * data.max_scale) - 1) // 8 * 8 + 1)
+        raise InputError(
+            f"data.crop_size must fit into the largest training image at data.max_scale ({largest} pixels x "
+            f"{data.max_scale}), but got {data.crop_size}. At most {below} does."
+        )
+    model = new_model(config, store.class_table.num_classes)
+    if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
+        refuse_single_values(model, config.per_worker_batch_size)
+    return store
+
+
+def run_name(config: TrainingConfig) -> str:
+    """Return the name of the run and its folder: the one asked for, or the experiment's and the digest."""
+    return config.tracking.run_name or f"{config.tracking.experiment_name}-{digest(config)}"
+
+
+@contextlib.contextmanager
+def follow(path: Path) -> Iterator[None]:
+    """Print the lines that appear in the file at `path` meanwhile."""
+    start = path.stat().st_size if path.exists() else 0
+    is_over = threading.Event()
+
+    def copy() -> None:
+        position, last_round = start, False
+        while not last_round:
+            last_round = is_over.wait(FOLLOW_INTERVAL_S)
+            if not path.exists():
+                continue
+            with path.open() as file:
+                file.seek(position)
+                text = file.read()
+                position = file.tell()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    thread = threading.Thread(target=copy, name="follow-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _outcome_of(error: ray.train.TrainingFailedError | None, task: Task) -> Outcome:
+    """Return the outcome of an attempt whose workers left no record."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or ([error] if error else [])
+    causes = [getattr(cause, "_base_exc", cause) for cause in causes]
+    is_death = [
+        isinstance(cause, ray.exceptions.RayError) or "Health" in type(cause).__name__ for cause in causes
+    ]
+    message = message_of(causes[0]) if causes else "the workers ended without a word"
+    reason: Reason = "lost" if any(is_death) or not causes else "failed"
+    return Outcome(attempt=task.attempt, reason=reason, message=message, detail=str(error or ""))
+
+
+def _result(task: Task, outcome: Outcome) -> TrainingResult:
+    run_dir = Path(task.run_dir)
+    folders = checkpoint_folders(run_dir / "checkpoints")
+    metrics: dict[str, Any] = {}
+    if folders:
+        metrics = json.loads((folders[-1] / STATE_FILE).read_text())["metrics"]
+    panel_path = run_dir / PANEL_FILE
+    return TrainingResult(
+        reason=outcome.reason,
+        message=outcome.message,
+        run_id=task.run_id,
+        epochs=metrics.get("epoch", 0),
+        miou=metrics.get("miou"),
+        class_iou={name: iou for name, iou in metrics.get("class_iou", {}).items() if iou is not None},
+        checkpoint_path=folders[-1] if folders else None,
+        best_checkpoint_path=best_checkpoint(run_dir / "checkpoints"),
+        panel_path=panel_path if panel_path.exists() else None,
+    )
+
+
+def _run_key(run_dir: Path) -> str:
+    """Return what ties the MLflow run to this folder for ever: a deleted folder begins a new run."""
+    path = run_dir / "run_key"
+    if not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"training/{run_dir.name}/{uuid.uuid4().hex}")
+    return path.read_text()
