@@ -280,7 +280,7 @@ class Training:
         )
 
     def _evaluate(self) -> ConfusionMatrix:
-        """Return the counts of the whole validation split, each image once, by rank 0's BatchNorm statistics."""
+        """Return the counts of the whole validation split, each image once, by rank 0's statistics."""
         _share_buffers(self.model, self.place)
         return evaluate(
             self.model,

@@ -26,7 +26,8 @@ def trained() -> tuple[torch.nn.Module, torch.optim.SGD]:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     optimizer = torch.optim.SGD(
-        [{"params": module[0].parameters(), "lr": 0.1}, {"params": module[2].parameters(), "lr": 1.0}], momentum=0.9
+        [{"params": module[0].parameters(), "lr": 0.1}, {"params": module[2].parameters(), "lr": 1.0}],
+        momentum=0.9,
     )
     module[2].weight.requires_grad_(False)
     module(torch.randn(5, 3)).sum().backward()
@@ -50,7 +51,7 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
     assert all(torch.equal(loaded.model_state[name], tensor) for name, tensor in expected.items())
     assert loaded.state == {"epoch": 1, "metrics": {"miou": 0.5}, "config": {"optim": {"base_lr": 0.1}}}
 
-    fresh_module, fresh = trained()
+    _, fresh = trained()
     fresh.load_state_dict(loaded.optimizer_state)
     assert fresh.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     for number, values in optimizer.state_dict()["state"].items():

@@ -1,0 +1,129 @@
+"""What a person hears of a cluster that is absent or too small, and that processes on it are sane."""
+
+import platform as standard_platform
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pspnet.errors import InputError
+from segfleet import cluster
+from segfleet.config import TrainingConfig, override
+
+
+def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"Alive": True, "Resources": dict(each)} for each in resources] + [
+        {"Alive": False, "Resources": {"CPU": 100, "GPU": 8}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("have", "asked", "remedy"),
+    [
+        ([{"CPU": 2}], {"num_workers": 2}, ""),
+        ([{"CPU": 2}], {"num_workers": 3}, "num-workers to at most 2"),
+        ([{"CPU": 2}, {"CPU": 3}], {"num_workers": 2, "cpus_per_worker": 2}, ""),
+        ([{"CPU": 2}, {"CPU": 3}], {"num_workers": 3, "cpus_per_worker": 2}, "num-workers to at most 2"),
+        ([{"CPU": 2}], {"num_workers": 1, "cpus_per_worker": 3}, "cpus-per-worker to at most 2"),
+        ([{"CPU": 64}], {"num_workers": 1, "use_gpu": True}, "use-gpu False"),
+        ([{"CPU": 64, "GPU": 4}, {"CPU": 64, "GPU": 4}], {"num_workers": 8, "use_gpu": True}, ""),
+        (
+            [{"CPU": 8, "GPU": 4}],
+            {"num_workers": 4, "use_gpu": True, "cpus_per_worker": 4},
+            "num-workers to at most 2",
+        ),
+    ],
+)
+def test_more_workers_than_the_cluster_holds_are_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, have: list[dict[str, float]], asked: dict[str, Any], remedy: str
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(*have))
+    monkeypatch.setattr(cluster, "LAUNCHER_FILE", Path("/nonexistent"))
+    monkeypatch.delenv("SEGFLEET_AUTOSCALER", raising=False)
+    changes = {f"workers.{name}": value for name, value in asked.items()}
+    config = override(TrainingConfig(), changes | {"schedule.global_batch_size": 2 * asked["num_workers"]})
+    if not remedy:
+        cluster.check_resources(config)
+        return
+    with pytest.raises(InputError, match=remedy):
+        cluster.check_resources(config)
+    monkeypatch.setenv("SEGFLEET_AUTOSCALER", "1")
+    cluster.check_resources(config)
+
+
+def test_an_address_where_nothing_listens_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    started = time.monotonic()
+    with (
+        pytest.raises(InputError, match=f"nothing answers at 127[.]0[.]0[.]1:{port}"),
+        cluster.connect(tmp_path),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001", "head", "head:port"])
+def test_an_address_of_another_kind_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match="must be host:port"), cluster.connect(tmp_path):
+        pass
+
+
+def test_a_storage_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="storage_dir"), cluster.connect(tmp_path / "file" / "runs"):
+        pass
+
+
+def test_a_relative_path_in_the_copy_of_a_submitted_job_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert cluster.absolute_path("/data/store", "data.store") == Path("/data/store")
+    with pytest.raises(InputError, match=r"data\.store must be an absolute path"):
+        cluster.absolute_path("store", "data.store")
+    monkeypatch.chdir(tmp_path)
+    assert cluster.absolute_path("store", "data.store") == tmp_path / "store"
+
+
+@pytest.mark.slow
+def test_a_local_cluster_lives_as_long_as_its_context_and_its_processes_know_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    @ray.remote(num_cpus=0)
+    def seen_by_a_worker() -> tuple[str, str | None]:
+        import os
+        import platform
+
+        import segfleet.cluster  # noqa: F401
+
+        return platform.python_version(), os.environ.get("RAY_ADDRESS")
+
+    with cluster.connect(tmp_path) as connection:
+        assert connection.is_local
+        version, address = ray.get(seen_by_a_worker.remote())
+        assert version == standard_platform.python_version()
+        assert address == connection.address
+        with cluster.connect(tmp_path) as inner:
+            assert inner.address == connection.address
+            assert not inner.is_local
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+    host, _, port = connection.address.rpartition(":")
+    with pytest.raises(OSError, match=r"refused|unreachable"):
+        socket.create_connection((host, int(port)), timeout=2)
