@@ -1,7 +1,8 @@
 """The MLflow run of a training or a search: one per key for ever, and durable while the server is away.
 
-Points and pictures go to a local spool first, which is synced; a thread sends them on with the timestamps they got
-there. What could not be sent is sent by the next writer of the run, by `ship_spool` or by jobs/sync_tracking.py.
+Points and pictures go to a local spool first, which is synced; a thread sends them on with the timestamps
+they got there. What could not be sent is sent by the next writer of the run, by `ship_spool` or by
+jobs/sync_tracking.py.
 
 spool/
   <run id>.points.jsonl   one line a call of `log_metrics`: step, timestamp in ms, values
@@ -75,14 +76,15 @@ def resolve_uri(tracking: TrackingConfig) -> str:
         return f"sqlite:///{Path(path).expanduser().absolute()}"
     if scheme not in ("http", "https", "postgresql", "mysql", "databricks"):
         raise InputError(
-            f"tracking.tracking_uri must be an MLflow server (http://…, https://…) or a database (sqlite:///…, "
+            "tracking.tracking_uri must be an MLflow server (http://…, https://…) or a database "
+            "(sqlite:///…, "
             f"postgresql://…), but got {uri!r}. A server is started with `mlflow server`."
         )
     return uri
 
 
 def check_server(uri: str) -> None:
-    """Raise InputError within 10 seconds where the tracking server does not answer or the database cannot be made."""
+    """Raise InputError within 10 seconds where the server does not answer or the database cannot be made."""
     scheme = urllib.parse.urlsplit(uri).scheme
     if scheme in ("http", "https"):
         _check_http(uri)
@@ -134,7 +136,8 @@ def open_run(
 ) -> str:
     """Return the id of the one run of `key` in the experiment, RUNNING: it is made at the first call only.
 
-    A parameter of an existing run is never rewritten: where it differs now, a tag `segfleet.changed.<name>` says so.
+    A parameter of an existing run is never rewritten: where it differs now, a tag `segfleet.changed.<name>`
+    says so.
     """
     if "'" in key or "\\" in key:
         raise InputError(f"The name of a run must be without quotes and backslashes, but got {key!r}.")
@@ -142,7 +145,7 @@ def open_run(
     check_server(uri)
     with plain_errors(uri):
         mlflow_client = client(uri)
-        experiment_id = _experiment_id(mlflow_client, uri, tracking.experiment_name)
+        experiment_id = find_experiment(mlflow_client, uri, tracking.experiment_name)
         runs = _runs_of_key(mlflow_client, experiment_id, key)
         if not runs:
             mlflow_client.create_run(
@@ -177,7 +180,7 @@ def end_run(
         return ship_spool(uri, run_id, spool_dir)
     try:
         _send_state(client(uri), run_id, entry)
-    except Exception as error:  # noqa: BLE001  (training goes on, whatever the server's driver raises)
+    except Exception as error:  # whatever the server's driver raises, training goes on
         print(f"tracking: the end of run {run_id} is not recorded: {_first_line(error)}", flush=True)
         return False
     return True
@@ -230,7 +233,8 @@ def points(uri: str, run_id: str) -> dict[str, list[Point]]:
 class RunWriter:
     """Writes to a run without ever waiting for the server or raising: the spool first, a thread sends it on.
 
-    A point is written once: where a resumed training comes to a (metric, step) that the spool has, the first stays.
+    A point is written once: where a resumed training comes to a (metric, step) that the spool has, the first
+    stays.
     """
 
     def __init__(self, tracking_uri: str, run_id: str, spool_dir: str | Path) -> None:
@@ -241,8 +245,8 @@ class RunWriter:
         self._seen = {
             (name, entry["step"]) for entry in self._points.entries() for name in entry.get("values", {})
         }
-        self._new = threading.Event()
-        self._sent = threading.Event()
+        self._changed = threading.Condition()
+        self._num_wanted, self._num_shipped = 1, 0  # the first: what an earlier writer could not send
         self._closed = False
         self._thread = threading.Thread(target=self._ship_for_ever, name="tracking", daemon=True)
         self._thread.start()
@@ -272,45 +276,52 @@ class RunWriter:
         self._wake()
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Wait until the server has everything, and return whether it has; after `timeout_s` give up waiting."""
-        self._wake()
-        return self._sent.wait(timeout_s)
+        """Wait at most `timeout_s` until the server has everything, and return whether it has."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._num_shipped == self._num_wanted, timeout_s)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Flush and end the thread; say where what could not be sent is kept."""
         is_sent = self.flush(timeout_s)
-        self._closed = True
-        self._new.set()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         if not is_sent:
             print(
-                f"tracking: {shown(self._uri)} did not take all of run {self._run_id} yet; the rest is kept in "
+                f"tracking: {shown(self._uri)} did not take all of run {self._run_id} yet; the rest is kept "
+                "in "
                 f"{self._points.folder} and sent by the next start or by jobs/sync_tracking.py",
                 flush=True,
             )
 
     def _wake(self) -> None:
-        self._sent.clear()
-        self._new.set()
+        with self._changed:
+            self._num_wanted += 1
+            self._changed.notify_all()
 
     def _ship_for_ever(self) -> None:
         num_failures, said = 0, ""
-        while not self._closed:
-            self._new.wait()
-            self._new.clear()
-            if self._closed:
-                return
+        while (num_wanted := self._next_wanted()) is not None:
             try:
                 _ship(self._uri, self._run_id, self._points, self._files)
-            except Exception as error:  # noqa: BLE001  (training goes on, whatever the server's driver raises)
+            except Exception as error:  # whatever the server's driver raises, training goes on
                 if said != (said := _first_line(error)):
                     print(f"tracking: waiting for {shown(self._uri)}: {said}", flush=True)
-                self._new.set()
-                _sleep_unless(lambda: self._closed, RETRY_S[min(num_failures, len(RETRY_S) - 1)])
+                with self._changed:
+                    pause_s = RETRY_S[min(num_failures, len(RETRY_S) - 1)]
+                    self._changed.wait_for(lambda: self._closed, pause_s)
                 num_failures += 1
                 continue
             num_failures, said = 0, ""
-            if not self._new.is_set():
-                self._sent.set()
+            with self._changed:
+                self._num_shipped = num_wanted
+                self._changed.notify_all()
+
+    def _next_wanted(self) -> int | None:
+        """Wait until there is something to ship and return how many calls it takes in; None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._num_shipped != self._num_wanted)
+            return None if self._closed else self._num_wanted
 
 
 def ship_spool(uri: str, run_id: str, spool_dir: str | Path) -> bool:
@@ -318,7 +329,7 @@ def ship_spool(uri: str, run_id: str, spool_dir: str | Path) -> bool:
     folder = Path(spool_dir)
     try:
         _ship(uri, run_id, _Channel(folder, run_id, "points"), _Channel(folder, run_id, "files"))
-    except Exception as error:  # noqa: BLE001  (training goes on, whatever the server's driver raises)
+    except Exception as error:  # whatever the server's driver raises, training goes on
         print(f"tracking: run {run_id} is kept in {folder}: {_first_line(error)}", flush=True)
         return False
     return True
@@ -344,7 +355,8 @@ def metric_name(name: str) -> str:
 def commit() -> tuple[str, bool]:
     """Return the commit this code is at and whether it differs from it; ("", False) where that is not known.
 
-    SEGFLEET_COMMIT, taken where a job is submitted (the cluster gets no .git), goes first: "<sha>" or "<sha>-dirty".
+    SEGFLEET_COMMIT, taken where a job is submitted (the cluster gets no .git), goes first: "<sha>" or
+    "<sha>-dirty".
     """
     given = os.environ.get("SEGFLEET_COMMIT", "")
     if given:
@@ -513,11 +525,13 @@ def _check_http(uri: str) -> None:
         cause = getattr(error, "reason", error)
         raise InputError(
             f"The MLflow server must answer, but there is no answer from {shown(uri)} ({cause}). "
-            "Start it (`mlflow server`), or set tracking.tracking_uri or MLFLOW_TRACKING_URI to one that answers."
+            "Start it (`mlflow server`), or set tracking.tracking_uri or MLFLOW_TRACKING_URI to one that "
+            "answers."
         ) from error
 
 
-def _experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
+def find_experiment(mlflow_client: MlflowClient, uri: str, name: str) -> str:
+    """Return the id of the experiment of that name, made where there is none."""
     experiment = mlflow_client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -528,7 +542,8 @@ def _experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
             experiment = mlflow_client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise InputError(
-            f"tracking.experiment_name must be an experiment that is not deleted, but {name!r} is in MLflow's "
+            f"tracking.experiment_name must be an experiment that is not deleted, but {name!r} is in "
+            "MLflow's "
             "bin. Restore it, or give another name."
         )
     return str(experiment.experiment_id)
@@ -573,7 +588,7 @@ def _parent_tag(parent_run_id: str | None) -> dict[str, str]:
 def _origin_tags() -> dict[str, str]:
     """Return which code this is: its commit, the job, the versions that decide the numbers."""
     sha, is_dirty = commit()
-    tags = {f"version.{name}": _version(name) for name in VERSIONS_OF} | {
+    tags = {f"version.{name}": version_of(name) for name in VERSIONS_OF} | {
         "version.python": platform.python_version(),
         "segfleet.commit": sha or "unknown",
         "segfleet.dirty": str(is_dirty).lower() if sha else "unknown",
@@ -583,7 +598,8 @@ def _origin_tags() -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": sha} if sha else {})
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the installed version of a package, "absent" where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -611,12 +627,6 @@ def _first_line(error: BaseException) -> str:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _sleep_unless(is_over: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not is_over():
-        time.sleep(0.1)
 
 
 logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -1,0 +1,574 @@
+"""Model packages, and the MLflow registry that holds them as versions with the aliases challenger and
+champion.
+
+A package is data, no code and no pickle:
+  model.safetensors   weights and buffers
+  model.json          architecture, class table, mean, std, scores with their protocol, origin, sha256
+  README.md           the model card, for people
+
+A version holds the package as an MLflow pyfunc whose loader is this module: `mlflow.pyfunc.load_model` works
+where segfleet is installed, with MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from pspnet.errors import InputError
+from pspnet.inference import predict
+from pspnet.labels import ClassTable
+from pspnet.model import PSPNet
+from segfleet import tracking
+from segfleet.checkpoint import finite, load_checkpoint
+from segfleet.config import TrackingConfig
+from segfleet.scores import Protocol, Scores
+
+import mlflow.artifacts  # isort: skip  (after tracking, which sets MLflow's environment)
+import mlflow.pyfunc  # isort: skip
+from mlflow import MlflowClient  # isort: skip
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric  # isort: skip
+from mlflow.entities.model_registry import ModelVersion  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
+from mlflow.models import Model, ModelSignature  # isort: skip
+from mlflow.types import Schema, TensorSpec  # isort: skip
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FILE = "model.json"
+CARD_FILE = "README.md"
+PACKAGE_DIR = "package"
+CHALLENGER, CHAMPION = "challenger", "champion"
+PACKAGE_TAG = "segfleet.package"
+REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pillow", "mlflow")
+
+
+class DamagedPackageError(InputError):
+    """A package's files are not what its model.json, or the registry, says."""
+
+
+@dataclass(frozen=True)
+class SegmentationModel:
+    """A verified model, ready to segment images of any size."""
+
+    network: PSPNet
+    class_table: ClassTable
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+    info: dict[str, Any]
+    """What model.json says."""
+    source: str
+    """models:/name/version, or the folder."""
+
+    @property
+    def scores(self) -> Scores | None:
+        """The scores it was packaged with."""
+        return Scores.from_dict(self.info["scores"]) if self.info["scores"] else None
+
+    def predict(
+        self,
+        image: np.ndarray,
+        *,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        window: int = 0,
+        precision: Any = "fp32",
+    ) -> np.ndarray:
+        """Return the train id of each pixel of a uint8 image (h, w, 3); the options are a `Protocol`'s."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(
+                f"An image must be uint8 of shape (height, width, 3), but got {image.dtype} of shape "
+                f"{image.shape}. "
+                "Convert it to RGB."
+            )
+        return predict(
+            self.network,
+            image,
+            mean=self.mean,
+            std=self.std,
+            device=self.device,
+            flip=flip,
+            scales=tuple(scales),
+            crop_size=window or None,
+            precision=precision,
+        )
+
+
+def package_model(
+    checkpoint_path: str | Path, out_dir: str | Path, *, run_id: str = "", scores: Scores | None = None
+) -> Path:
+    """Write the package of a checkpoint to `out_dir`, whole or not at all, and return that folder.
+
+    Without `scores` it carries those of the checkpoint's own validation. The same arguments give the same
+    bytes.
+    """
+    checkpoint, out_dir = load_checkpoint(checkpoint_path), Path(out_dir)
+    state = checkpoint.state
+    weights = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in checkpoint.model_state.items()}
+    )
+    scores = scores or _validation_scores(state)
+    info = {
+        "format": FORMAT,
+        "architecture": state["architecture"],
+        "class_table": state["class_table"],
+        "mean": state["mean"],
+        "std": state["std"],
+        "scores": scores.to_dict() if scores else None,
+        "store_digest": state["store_digest"],
+        "run_id": run_id,
+        "epoch": state["epoch"],
+        "config": state["config"],
+        "weights": {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+    }
+    text = json.dumps(finite(info), indent=1, allow_nan=False) + "\n"
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    aside = out_dir.parent / f".aside-{uuid.uuid4().hex[:8]}"
+    aside.mkdir()
+    try:
+        (aside / WEIGHTS_FILE).write_bytes(weights)
+        (aside / MODEL_FILE).write_text(text)
+        (aside / CARD_FILE).write_text(model_card(info))
+        _build(info, weights, aside, device="cpu")
+        if out_dir.exists():
+            os.rename(out_dir, old := aside.with_name(aside.name + "-old"))
+            shutil.rmtree(old)
+        os.rename(aside, out_dir)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return out_dir
+
+
+def load_package(folder: str | Path, *, device: str | torch.device | None = None) -> SegmentationModel:
+    """Return the model in `folder`, every byte checked; on the first GPU or the CPU unless said otherwise."""
+    folder = Path(folder)
+    info = read_info(folder)
+    try:
+        weights = (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise DamagedPackageError(
+            f"A model package must hold {WEIGHTS_FILE}, but {folder} has none to read ({error.strerror}). "
+            "Download or package the model again."
+        ) from error
+    if hashlib.sha256(weights).hexdigest() != info["weights"]["sha256"]:
+        raise DamagedPackageError(
+            f"{folder / WEIGHTS_FILE} must have the sha256 that {MODEL_FILE} says, but its {len(weights)} "
+            "bytes "
+            "differ. Download or package the model again."
+        )
+    return _build(info, weights, folder, device=device)
+
+
+def read_info(folder: str | Path) -> dict[str, Any]:
+    """Return what the model.json of a package says."""
+    folder = Path(folder)
+    if not (folder / MODEL_FILE).is_file():
+        raise InputError(
+            "A model must be models:/name@alias, models:/name/version or the folder of a package, but there "
+            "is no "
+            f"{MODEL_FILE} in {folder}."
+        )
+    try:
+        info = json.loads((folder / MODEL_FILE).read_text())
+        version = info["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedPackageError(
+            f"{folder / MODEL_FILE} must be the JSON of a model package, but cannot be read as one "
+            f"({error}). "
+            "Download or package the model again."
+        ) from error
+    if version != FORMAT:
+        raise InputError(
+            f"A model package must be of format {FORMAT}, but {folder} is of format {version}. Use the "
+            "version of "
+            "segfleet that wrote it."
+        )
+    return info
+
+
+def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: str = "") -> int:
+    """Make the package a version of the registered model `name`, and return its number.
+
+    The same package is registered once: calling again finds its version. A new version becomes the
+    challenger, and the champion where there is none.
+    """
+    check_name(name)
+    info = load_package(package_dir, device="cpu").info
+    package_digest = digest(package_dir)
+    tracking.check_server(tracking_uri)
+    with tracking.plain_errors(tracking_uri):
+        client = tracking.client(tracking_uri)
+        version = _version_of_package(client, name, package_digest)
+        is_new = version is None
+        if version is None:
+            model = _log_model(client, tracking_uri, name, Path(package_dir), info, package_digest, run_id)
+            try:
+                version = _create_version(client, name, model, info, package_digest, run_id)
+            except BaseException:
+                _delete_model(client, model)
+                raise
+        aliases = client.get_registered_model(name).aliases
+        if is_new or CHALLENGER not in aliases:
+            client.set_registered_model_alias(name, CHALLENGER, str(version.version))
+        if CHAMPION not in aliases:
+            client.set_registered_model_alias(name, CHAMPION, str(version.version))
+        return int(version.version)
+
+
+def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVersion:
+    """Return the version of that alias or number; InputError names what is registered."""
+    tracking.check_server(tracking_uri)
+    with tracking.plain_errors(tracking_uri):
+        client = tracking.client(tracking_uri)
+        try:
+            registered = client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            names = sorted(model.name for model in client.search_registered_models())
+            raise InputError(
+                f"There is no registered model {name!r} at {tracking.shown(tracking_uri)}. "
+                + (f"There are: {', '.join(names)}." if names else "None is registered there yet.")
+            ) from error
+        number = registered.aliases.get(alias_or_version, alias_or_version)
+        versions = {str(item.version): item for item in client.search_model_versions(f"name='{name}'")}
+        if str(number) not in versions:
+            aliases = [
+                f"{name}@{alias} (version {number})" for alias, number in sorted(registered.aliases.items())
+            ]
+            raise InputError(
+                f"The registered model {name!r} has no version or alias {alias_or_version!r}. There are: "
+                f"{', '.join([*aliases, *(f'{name}/{number}' for number in sorted(versions, key=int))])}."
+            )
+        return versions[str(number)]
+
+
+def fetch(
+    model_uri: str, *, tracking_uri: str = "", device: str | torch.device | None = None
+) -> SegmentationModel:
+    """Return the verified model at models:/name@alias, models:/name/version, or in a folder.
+
+    `tracking_uri` is as in the configuration: empty takes MLFLOW_TRACKING_URI, else the default database.
+    """
+    if not model_uri.startswith("models:"):
+        return load_package(model_uri, device=device)
+    name, alias_or_version = parse_model_uri(model_uri)
+    uri = tracking.resolve_uri(TrackingConfig(tracking_uri=tracking_uri))
+    version = find_version(uri, name, alias_or_version)
+    if PACKAGE_TAG not in version.tags:
+        raise InputError(
+            f"A model must be registered by segfleet, but {name}/{version.version} was not. Use a version "
+            "that "
+            f"carries the tag {PACKAGE_TAG}."
+        )
+    with tempfile.TemporaryDirectory(prefix="segfleet-") as folder:
+        with tracking.plain_errors(uri), _quiet():
+            location = tracking.client(uri).get_logged_model(str(version.model_id)).artifact_location
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{location}/data/{PACKAGE_DIR}", dst_path=folder, tracking_uri=uri
+            )
+        package_dir = Path(folder) / PACKAGE_DIR
+        if version.tags.get(PACKAGE_TAG) != digest(package_dir):
+            raise DamagedPackageError(
+                f"{model_uri} must be the package that was registered (sha256 "
+                f"{version.tags.get(PACKAGE_TAG)}), but "
+                f"its {MODEL_FILE} differs. Register the model again."
+            )
+        model = load_package(package_dir, device=device)
+    return SegmentationModel(**{**vars(model), "source": f"models:/{name}/{version.version}"})
+
+
+def parse_model_uri(model_uri: str) -> tuple[str, str]:
+    """Return the name, and the alias or the number of the version, of a models:/ address."""
+    found = re.fullmatch(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))", model_uri)
+    if not found:
+        raise InputError(
+            f"A registered model must be models:/name@alias or models:/name/version, but got {model_uri!r}. "
+            "For example models:/pspnet@champion."
+        )
+    return found[1], found[2] or found[3]
+
+
+def check_name(name: str) -> None:
+    """Raise InputError for a name that the registry would refuse, or a models:/ address."""
+    if not re.fullmatch(r"[\w.\- ]+", name):
+        raise InputError(
+            f"tracking.registered_model_name must be letters, digits, spaces and . _ -, but got {name!r}. "
+            "For example pspnet-cityscapes."
+        )
+
+
+def digest(package_dir: str | Path) -> str:
+    """Return the sha256 of the package's model.json, which holds that of the weights."""
+    try:
+        return hashlib.sha256((Path(package_dir) / MODEL_FILE).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DamagedPackageError(
+            f"A model package must hold {MODEL_FILE}, but {package_dir} has none to read. It is another kind "
+            "of "
+            "model, or damaged: register it again."
+        ) from error
+
+
+def model_card(info: Mapping[str, Any]) -> str:
+    """Return the model card in Markdown."""
+    architecture, scores = info["architecture"], info["scores"]
+    lines = [
+        "# PSPNet for semantic segmentation",
+        "",
+        f"{architecture['backbone']}, output stride {architecture['output_stride']}, "
+        f"{architecture['num_classes']} classes, trained for {info['epoch']} epochs on store "
+        f"{info['store_digest'][:12]}" + (f" in MLflow run {info['run_id']}." if info["run_id"] else "."),
+        "",
+    ]
+    if scores:
+        protocol = Scores.from_dict(scores).protocol
+        lines += [
+            f"mIoU {scores['miou']:.4f}, mean accuracy {scores['mean_accuracy']:.4f}, pixel accuracy "
+            f"{scores['pixel_accuracy']:.4f} ({protocol}).",
+            "",
+            "| class | IoU |",
+            "| --- | --- |",
+            *(
+                f"| {name} | {'does not occur' if iou is None else f'{iou:.4f}'} |"
+                for name, iou in scores["class_iou"].items()
+            ),
+            "",
+        ]
+    lines += [
+        "Use, where segfleet is installed:",
+        "",
+        "    python jobs/predict.py --model models:/NAME@champion --input PICTURES --output OUT",
+        "",
+        'or `segfleet.registry.fetch("models:/NAME@champion").predict(image)` for a uint8 RGB array of any '
+        "size; it",
+        "returns train ids. Values outside the kind of pictures it was trained on are not to be relied on.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+class PyfuncModel:
+    """The model as MLflow calls it: uint8 image (h, w, 3), or images (n, h, w, 3), to train ids."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        self.model = model
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Return train ids, uint8 (h, w) or (n, h, w)."""
+        images = np.asarray(model_input)
+        if images.ndim == 4:
+            return np.stack([self.model.predict(image) for image in images])
+        return self.model.predict(images)
+
+
+def _load_pyfunc(path: str) -> PyfuncModel:
+    """Load what `register` saved; MLflow finds this function by its name."""
+    return PyfuncModel(load_package(path))
+
+
+def _validation_scores(state: Mapping[str, Any]) -> Scores | None:
+    """Return the scores of the checkpoint's own validation: whole images at one scale."""
+    metrics, config = state["metrics"], state["config"]
+    if metrics.get("miou") is None:
+        return None
+    protocol = Protocol(
+        store_digest=state["store_digest"],
+        split=config["data"]["val_split"],
+        precision=config["workers"]["precision"],
+    )
+    names = ("miou", "mean_accuracy", "pixel_accuracy", "class_iou")
+    return Scores(protocol=protocol, **{name: metrics[name] for name in names})
+
+
+def _build(
+    info: Mapping[str, Any], weights: bytes, folder: Path, *, device: str | torch.device | None
+) -> SegmentationModel:
+    """Return the model that the JSON describes with exactly the given weights."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        class_table = ClassTable.from_dict(info["class_table"])
+        network = PSPNet.from_architecture(info["architecture"])
+        network.load_state_dict(safetensors.torch.load(weights))
+        mean, std = tuple(map(float, info["mean"])), tuple(map(float, info["std"]))
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DamagedPackageError(
+            f"{MODEL_FILE} and {WEIGHTS_FILE} in {folder} must describe one network, but do not fit "
+            "together: "
+            f"{str(error).splitlines()[0]} Package the model again."
+        ) from error
+    if class_table.num_classes != network.num_classes:
+        raise DamagedPackageError(
+            f"{MODEL_FILE} in {folder} must have as many classes as its network, but got "
+            f"{class_table.num_classes} "
+            f"and {network.num_classes}. Package the model again."
+        )
+    return SegmentationModel(
+        network=network.to(device).eval(),
+        class_table=class_table,
+        mean=mean,
+        std=std,
+        device=device,
+        info=dict(info),
+        source=str(folder),
+    )
+
+
+def _version_of_package(client: MlflowClient, name: str, package_digest: str) -> ModelVersion | None:
+    """Return the version that holds this package; twins of a request that was sent twice are deleted."""
+    versions = client.search_model_versions(f"name='{name}' and tags.`{PACKAGE_TAG}` = '{package_digest}'")
+    if not versions:
+        return None
+    oldest, *twins = sorted(versions, key=lambda version: int(version.version))
+    for twin in twins:
+        client.delete_model_version(name, str(twin.version))
+    return oldest
+
+
+def _log_model(
+    client: MlflowClient,
+    tracking_uri: str,
+    name: str,
+    package_dir: Path,
+    info: Mapping[str, Any],
+    package_digest: str,
+    run_id: str,
+) -> LoggedModel:
+    """Upload the package as an MLflow model of the run; nothing is left behind where that fails."""
+    experiment_id = (
+        client.get_run(run_id).info.experiment_id
+        if run_id
+        else tracking.find_experiment(client, tracking_uri, TrackingConfig().experiment_name)
+    )
+    model = client.create_logged_model(
+        experiment_id,
+        name=name,
+        source_run_id=run_id or None,
+        tags={PACKAGE_TAG: package_digest},
+        params={f"architecture.{key}": str(value) for key, value in info["architecture"].items()},
+        model_type="semantic segmentation",
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="segfleet-") as aside, _quiet():
+            folder = Path(aside) / "model"
+            shutil.copytree(package_dir, package_copy := Path(aside) / PACKAGE_DIR)
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                loader_module=__name__,
+                data_path=str(package_copy),
+                mlflow_model=Model(
+                    artifact_path=model.artifact_location,
+                    model_uuid=model.model_id,
+                    run_id=run_id or None,
+                    model_id=model.model_id,
+                ),
+                signature=_signature(),
+                pip_requirements=list(_requirements()),
+            )
+            client.log_model_artifacts(model.model_id, str(folder))
+        model = client.finalize_logged_model(model.model_id, "READY")
+        if run_id:
+            client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=int(info["epoch"]))])
+            _link_scores(client, run_id, model, info)
+    except BaseException:
+        _delete_model(client, model)
+        raise
+    return model
+
+
+def _delete_model(client: MlflowClient, model: LoggedModel) -> None:
+    """Delete a half-made model; where the server is gone, it stays there without a version."""
+    with contextlib.suppress(MlflowException, OSError):
+        client.delete_logged_model(model.model_id)
+
+
+def _create_version(
+    client: MlflowClient,
+    name: str,
+    model: LoggedModel,
+    info: Mapping[str, Any],
+    package_digest: str,
+    run_id: str,
+) -> ModelVersion:
+    try:
+        client.create_registered_model(
+            name, description="Made by segfleet; the versions carry their scores as tags."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {PACKAGE_TAG: package_digest, "store_digest": info["store_digest"], "epoch": str(info["epoch"])}
+    if info["scores"]:
+        scores = Scores.from_dict(info["scores"])
+        tags |= {
+            "miou": f"{scores.miou:.4f}",
+            "mean_accuracy": f"{scores.mean_accuracy:.4f}",
+            "pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
+            "protocol": str(scores.protocol),
+        }
+    client.create_model_version(
+        name,
+        source=f"models:/{model.model_id}",
+        run_id=run_id or None,
+        tags=tags,
+        description=model_card(info).replace("NAME", name),
+        model_id=model.model_id,
+    )
+    version = _version_of_package(client, name, package_digest)
+    assert version is not None, "the registry answered that it made the version"
+    return version
+
+
+def _link_scores(client: MlflowClient, run_id: str, model: LoggedModel, info: Mapping[str, Any]) -> None:
+    """Attach the scores to the logged model, so that MLflow shows them on the model's page."""
+    if not info["scores"]:
+        return
+    scores = Scores.from_dict(info["scores"])
+    values = {
+        "registered/miou": scores.miou,
+        "registered/mean_accuracy": scores.mean_accuracy,
+        "registered/pixel_accuracy": scores.pixel_accuracy,
+    }
+    metrics = [
+        Metric(
+            key, value, timestamp=model.creation_timestamp, step=int(info["epoch"]), model_id=model.model_id
+        )
+        for key, value in values.items()
+    ]
+    client.log_batch(run_id, metrics=metrics)
+
+
+def _signature() -> ModelSignature:
+    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), name=None)
+    train_ids = TensorSpec(np.dtype(np.uint8), (-1, -1, -1), name=None)
+    return ModelSignature(inputs=Schema([images]), outputs=Schema([train_ids]))
+
+
+@functools.cache
+def _requirements() -> tuple[str, ...]:
+    return tuple(f"{package}=={tracking.version_of(package)}" for package in REQUIREMENTS)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MLflow's advice on its own affairs from the terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"mlflow\b.*")
+        yield
