@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
 
 class ResNet(nn.Module):
-    """A ResNet without classifier: from `output_stride` on, stages dilate their 3x3 convolutions instead of striding.
+    """A ResNet without classifier: beyond `output_stride`, stages dilate their convolutions, not stride.
 
     At output stride 32 and with the plain stem it is torchvision's network. The deep stem is the three 3x3
     convolutions of PSPNet's authors in place of one 7x7.
@@ -62,6 +62,7 @@ class ResNet(nn.Module):
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Features:
+        """Compute the features; each side has ceil(side / output_stride) cells."""
         x = functional.relu(self.bn1(self.conv1(images)), inplace=True)
         if self.has_deep_stem:
             x = functional.relu(self.bn2(self.conv2(x)), inplace=True)
@@ -84,6 +85,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, channels, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n co ho wo"]:
+        """Return what the convolutions add to the input."""
         y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         y += x if self.downsample is None else self.downsample(x)
@@ -106,6 +108,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, channels * self.expansion, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n co ho wo"]:
+        """Return what the convolutions add to the input."""
         y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         y = functional.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
@@ -131,9 +134,9 @@ _STRIDES_AND_DILATIONS = {
 def load_backbone_weights(model: nn.Module, weights: str) -> None:
     """Set the weights of `model.backbone`: "" leaves it, "imagenet" takes torchvision's, else a file's.
 
-    A file is safetensors or a plain state dict of tensors (.pth, read without pickle's code); it has torchvision's
-    names, with or without the classifier `fc`. InputError names every key that is missing, unexpected or of
-    another shape.
+    A file is safetensors or a plain state dict of tensors (.pth, read without pickle's code); it has
+    torchvision's names, with or without the classifier `fc`. InputError names every key that is missing,
+    unexpected or of another shape.
     """
     if weights == "":
         return
@@ -163,8 +166,8 @@ def load_backbone_weights(model: nn.Module, weights: str) -> None:
 def _download(backbone: ResNet) -> Mapping[str, Tensor]:
     if backbone.has_deep_stem:
         raise InputError(
-            'model.backbone_weights "imagenet" are torchvision\'s, which have the plain stem, but the model has '
-            "the deep one. Give a file, or leave the deep stem out."
+            'model.backbone_weights "imagenet" are torchvision\'s, which have the plain stem, but the model '
+            "has the deep one. Give a file, or leave the deep stem out."
         )
     weights = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"]
     try:
@@ -190,8 +193,9 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"model.backbone_weights must be a safetensors file or a state dict of tensors, but {path} cannot be "
-            f"read ({type(error).__name__}: {reason}). Save it again with safetensors.torch.save_file."
+            "model.backbone_weights must be a safetensors file or a state dict of tensors, but "
+            f"{path} cannot be read ({type(error).__name__}: {reason}). "
+            "Save it again with safetensors.torch.save_file."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(

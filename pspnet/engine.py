@@ -87,14 +87,14 @@ def train_one_epoch(
 ) -> TrainStats:
     """Take one optimizer step for each of `batches`, the shares of this worker, and return what they came to.
 
-    All workers must have equally many batches. `prepare` makes images and targets of a batch on the model's device;
-    `start_iteration` is the number of steps taken before this call, of `max_iterations` in all. Raises DivergedError
-    on all workers where the loss of any is not finite.
+    All workers must have equally many batches. `prepare` makes images and targets of a batch on the model's
+    device; `start_iteration` is the number of steps taken before this call, of `max_iterations` in all.
+    Raises DivergedError on all workers where the loss of any is not finite.
     """
     model.train()
     device = next(model.parameters()).device
     world_size = _world_size()
-    # A scaler for each epoch (it does nothing but for fp16): a resumed epoch then starts as an uninterrupted one.
+    # A new scaler for each epoch (idle but for fp16): a resumed epoch starts as an uninterrupted one.
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     sums = torch.zeros(3, dtype=torch.float64)
     iteration, num_images, data_wait_s, lr = start_iteration, 0, 0.0, 0.0
@@ -164,8 +164,8 @@ def evaluate(
 ) -> ConfusionMatrix:
     """Return the counts of all workers' `indices` together: whole images, one scale, no flip, each by itself.
 
-    The same on any number of workers, since every image is predicted alone and counts are integers. The workers'
-    networks must agree in BatchNorm's running statistics too. Images may differ in size; a worker may have none.
+    The same on any number of workers, since every image is predicted alone and counts are integers, as long
+    as their networks agree in BatchNorm's running statistics too. Images may differ in size.
     """
     network = unwrapped(model)
     confusion = ConfusionMatrix(network.num_classes, device)
@@ -187,8 +187,8 @@ def evaluate(
 def parallelise(model: PSPNet, device: torch.device | str) -> nn.Module:
     """Return `model` ready to train: in DDP where torch.distributed has more than one worker, else itself.
 
-    Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model given);
-    on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
+    Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model
+    given); on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
     """
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

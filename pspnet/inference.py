@@ -1,4 +1,4 @@
-"""Predictions for images of any size: whole or by a sliding window, at one scale or several, with or without flip.
+"""Predictions for images of any size: whole or by sliding window, one scale or several, with or without flip.
 
 Axes: n images, c classes, h w pixels of the image, fh fw cells of the logits.
 """
@@ -72,8 +72,8 @@ def predict_logits(
 ) -> Float[Tensor, "c h w"]:
     """Return logits whose softmax is the mean of the softmax of all views of the image.
 
-    A view is the image resized by one of `scales`, and its mirror image with `flip`, seen whole or, with `crop_size`,
-    by windows of that side, a third of which overlaps; where windows overlap their softmax is averaged.
+    A view is the image resized by one of `scales`, and its mirror image with `flip`, seen whole or, with
+    `crop_size`, by windows of that side, a third of which overlaps; there their softmax is averaged.
     """
     if not scales or any(scale <= 0 for scale in scales):
         raise InputError(f"scales must be one or more positive numbers, but got {tuple(scales)}. Usual: 1.")
@@ -114,7 +114,7 @@ def autocast(device: torch.device | str, precision: Precision) -> torch.autocast
 def argmax_by_strips(
     logits: Float[Tensor, "n c fh fw"], output_stride: int, height: int, width: int
 ) -> UInt8[Tensor, "n {height} {width}"]:
-    """Return upsampled(logits, output_stride).argmax(1) of the first `height` x `width` pixels, a few rows at a time."""
+    """Return the argmax of the upsampled logits' first `height` x `width` pixels, row by row."""
     num_rows = logits.shape[2]
     prediction = torch.empty(len(logits), height, width, dtype=torch.uint8, device=logits.device)
     for first in range(0, max(1, num_rows - 1), CELLS_PER_STRIP):
@@ -125,7 +125,7 @@ def argmax_by_strips(
 
 
 def window_starts(size: int, crop_size: int) -> list[int]:
-    """Return where windows of `crop_size` begin on a side of `size`: every two thirds, the last flush with the end."""
+    """Return where windows begin on a side of `size`: every two thirds, the last flush with the end."""
     stride = math.ceil(crop_size * 2 / 3)
     num_windows = math.ceil(max(0, size - crop_size) / stride) + 1
     return [max(0, min(index * stride, size - crop_size)) for index in range(num_windows)]

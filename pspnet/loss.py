@@ -31,7 +31,7 @@ def segmentation_loss(
 ) -> SegmentationLoss:
     """Return this worker's share: shares sum over workers to the one-process loss.
 
-    `num_valid` is the number of pixels of all workers whose target is not IGNORE_INDEX. DDP averages gradients, so
+    `num_valid` counts the pixels of all workers whose target is not IGNORE_INDEX. DDP averages gradients, so
     the caller multiplies by the number of workers. Without a valid pixel all is 0, and so are the gradients.
     """
     denominator = torch.as_tensor(num_valid, device=target.device).clamp(min=1)
@@ -54,7 +54,7 @@ def summed_cross_entropy(
 
 
 class _CrossEntropyByStrips(torch.autograd.Function):
-    """Cross-entropy of upsampled logits whose full size exists for a few rows only, forward and backward at once."""
+    """Cross-entropy of upsampled logits that exist a few rows at a time, its gradient computed on the way."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, stride: int) -> Tensor:
@@ -64,7 +64,7 @@ class _CrossEntropyByStrips(torch.autograd.Function):
             height, width = target.shape[1:]
             num_rows = logits.shape[2]
             for first in range(0, max(1, num_rows - 1), CELLS_PER_STRIP):
-                # Neighbouring strips share a row of cells; its pixels belong to the upper edge of the lower strip.
+                # Neighbouring strips share a row of cells, whose row of pixels belongs to the lower strip.
                 last = min(first + CELLS_PER_STRIP, num_rows - 1)
                 end = height if last == num_rows - 1 else last * stride
                 strip = logits[:, :, first : last + 1].detach().requires_grad_()

@@ -10,7 +10,7 @@ from pspnet.labels import IGNORE_INDEX
 
 
 class ConfusionMatrix:
-    """counts[i, j] is the number of valid pixels of target i that were predicted as j; sums over workers are exact."""
+    """counts[i, j] valid pixels of target i were predicted as j; sums over workers are exact."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes

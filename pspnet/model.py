@@ -1,6 +1,6 @@
 """PSPNet (Zhao et al., CVPR 2017).
 
-Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / output stride), b b cells of a bin grid.
+Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / output stride), b cells of a grid.
 """
 
 # ruff: noqa: F722
@@ -28,9 +28,9 @@ class PSPNetOutput(NamedTuple):
 class PSPNet(nn.Module):
     """Dilated ResNet, pyramid pooling and classifier; images of any size, best of 8k + 1 pixels a side.
 
-    Cell (i, j) of the logits lies on pixel (s * i, s * j) for output stride s, in training and prediction alike:
-    an image of another size is continued with zeros (the mean colour) at the right and at the bottom up to s * k + 1,
-    and the logits there are cut off.
+    Cell (i, j) of the logits lies on pixel (s * i, s * j) for output stride s, in training and prediction:
+    an image of another size is continued with zeros (the mean colour) at the right and at the bottom up to
+    s * k + 1, and the logits there are cut off.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PSPNet(nn.Module):
         return cls(**architecture)
 
     def forward(self, images: Float[Tensor, "n 3 h w"], *, upsample: bool = True) -> PSPNetOutput:
-        """Return logits at the images' size, or, without `upsample`, one per feature cell for `segmentation_loss`."""
+        """Return logits for each pixel; without `upsample` for each feature cell, as the loss takes them."""
         height, width = images.shape[2:]
         stride = self.output_stride
         images = functional.pad(images, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
@@ -97,8 +97,8 @@ class PSPNet(nn.Module):
 class PyramidHead(nn.Module):
     """Pyramid pooling, 3x3 convolution and classifier (section 3.2).
 
-    The features are averaged over each grid of `bin_sizes` and reduced by a 1x1 convolution to an equal share of
-    their channels; the 3x3 convolution sees the features and the upsampled grids side by side.
+    The features are averaged over each grid of `bin_sizes` and reduced by a 1x1 convolution to an equal share
+    of their channels; the 3x3 convolution sees the features and the upsampled grids side by side.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class PyramidHead(nn.Module):
         self.classifier = nn.Conv2d(head_channels, num_classes, 1)
 
     def forward(self, features: Float[Tensor, "n c fh fw"]) -> Float[Tensor, "n classes fh fw"]:
+        """Return logits for each cell of the features."""
         pooled = pooled_grids(features, self.bin_sizes)
         grids = [branch(grid) for branch, grid in zip(self.branches, pooled, strict=True)]
         x = pyramid_convolution(features, grids, self.conv.weight)
@@ -146,6 +147,7 @@ class AuxHead(nn.Module):
         self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
 
     def forward(self, features: Float[Tensor, "n c fh fw"]) -> Float[Tensor, "n classes fh fw"]:
+        """Return logits for each cell of the features."""
         x = functional.relu(self.norm(self.conv(features)), inplace=True)
         return self.classifier(self.dropout(x))
 
@@ -175,11 +177,11 @@ def pyramid_convolution(
     grids: Sequence[Tensor],
     weight: Float[Tensor, "o ci 3 3"],
 ) -> Float[Tensor, "n o fh fw"]:
-    """Return conv2d(cat([features, *upsampled grids]), weight, padding=1) without ever making the concatenation.
+    """Return conv2d(cat([features, *upsampled grids]), weight, padding=1) without making the concatenation.
 
-    Upsampling is linear: nine taps on the few cells of a grid, then two products with the interpolation matrix
-    shifted by the tap, instead of nine taps on every cell of the features. At 60x60 cells this leaves out nearly
-    half of the head's arithmetic. `grids` are (n, cb, b, b).
+    Upsampling is linear: nine taps on the few cells of a grid, then two products with the interpolation
+    matrix shifted by the tap, equal nine taps on every cell of the features. This leaves out nearly half of
+    the head's arithmetic. `grids` are (n, cb, b, b), upsampled with align_corners.
     """
     fh, fw = features.shape[2:]
     channels = features.shape[1]
@@ -194,7 +196,7 @@ def pyramid_convolution(
 
 
 def upsampled(logits: Float[Tensor, "n c fh fw"], stride: int) -> Float[Tensor, "n c h w"]:
-    """Interpolate bilinearly so that cell (i, j) lands on pixel (stride * i, stride * j); at least in float32."""
+    """Interpolate bilinearly, at least in float32, so that cell (i, j) is pixel (stride * i, stride * j)."""
     height, width = logits.shape[2:]
     size = ((height - 1) * stride + 1, (width - 1) * stride + 1)
     return functional.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=True)
@@ -215,14 +217,15 @@ def refuse_single_values(model: nn.Module, num_images: int) -> None:
             branch = head.branches[head.bin_sizes.index(1)]
             if any(type(module) is nn.BatchNorm2d for module in branch.modules()):
                 raise InputError(
-                    "A worker without SyncBatchNorm must train on at least 2 images at a time, because the 1x1 bin "
-                    "has one value per image and channel, but the per-worker batch size is 1. Double "
-                    "schedule.global_batch_size, halve workers.num_workers, or leave 1 out of model.bin_sizes."
+                    "A worker without SyncBatchNorm must train on at least 2 images at a time, because the "
+                    "1x1 bin has one value per image and channel, but the per-worker batch size is 1. "
+                    "Double schedule.global_batch_size, halve workers.num_workers, or leave 1 out of "
+                    "model.bin_sizes."
                 )
 
 
 def _averaging(like: Tensor, num_cells: int, num_bins: int) -> Float[Tensor, "b cells"]:
-    """Return the matrix that averages cells floor(i * cells / bins) to ceil((i + 1) * cells / bins) into bin i."""
+    """Return the matrix that averages cells floor(i * cells / b) to ceil((i + 1) * cells / b) into bin i."""
     cell = torch.arange(num_cells, device=like.device)
     bins = torch.arange(num_bins, device=like.device)[:, None]
     first, end = bins * num_cells // num_bins, -((bins + 1) * num_cells // -num_bins)
@@ -230,7 +233,7 @@ def _averaging(like: Tensor, num_cells: int, num_bins: int) -> Float[Tensor, "b 
 
 
 def _shifted_upsampling(like: Tensor, num_cells: int) -> Float[Tensor, "cells 3*b"]:
-    """Return what each tap of a 3-tap convolution reads of b values upsampled to `num_cells` with zeros around.
+    """Return what each tap of a 3-tap convolution reads of b values upsampled to `num_cells`, zeros around.
 
     `like` holds, on its last axis, the b values of each of the three taps.
     """
