@@ -21,6 +21,7 @@ from pspnet.data import num_iterations
 from pspnet.store import Store
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pspnet.errors import InputError
 from pspnet.model import refuse_single_values
@@ -36,8 +37,17 @@ from segfleet.worker import (
     message_of,
     new_model,
     read_outcome,
+    record_outcome,
     train_worker,
 )
+
+_DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    WorkerHealthCheckFailedError,
+)
+"""What Ray Train names as the cause where a worker's process or node is gone."""
 
 FOLLOW_INTERVAL_S = 0.2
 
@@ -133,7 +143,7 @@ def build_trainer(
     each evaluated epoch reports epoch, miou, loss, checkpoint_path, images_per_s, pixels_seen, is_last.
     """
     config = resolve(config)
-    cluster.quiet_ray()
+    cluster.tune_ray()
     run_dir = Path(config.tracking.storage_dir) / name
     attempt = uuid.uuid4().hex[:12]
     task = Task(
@@ -171,7 +181,10 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
         trainer.fit()
     except ray.train.TrainingFailedError as raised:
         error = raised
-    outcome = read_outcome(task) or _outcome_of(error, task)
+    outcome = read_outcome(task)
+    if outcome is None:
+        outcome = _outcome_of(error, task)
+        record_outcome(task, outcome)
     shutil.rmtree(Path(task.run_dir) / "ray" / task.attempt, ignore_errors=True)
     return _result(task, outcome)
 
@@ -280,14 +293,23 @@ def follow(path: Path) -> Iterator[None]:
 
 def _outcome_of(error: ray.train.TrainingFailedError | None, task: Task) -> Outcome:
     """Return the outcome of an attempt whose workers left no record."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or ([error] if error else [])
-    causes = [getattr(cause, "_base_exc", cause) for cause in causes]
-    is_death = [
-        isinstance(cause, ray.exceptions.RayError) or "Health" in type(cause).__name__ for cause in causes
+    causes = [
+        getattr(cause, "_base_exc", cause)  # what the worker raised, without Ray's wrapper
+        for cause in getattr(error, "worker_failures", {}).values()
     ]
-    message = message_of(causes[0]) if causes else "the workers ended without a word"
-    reason: Reason = "lost" if any(is_death) or not causes else "failed"
-    return Outcome(attempt=task.attempt, reason=reason, message=message, detail=str(error or ""))
+    if isinstance(error, ray.train.ControllerError):
+        causes = [error.controller_failure]
+    reason: Reason = "failed"
+    if not causes or any(isinstance(cause, _DEATHS) for cause in causes):
+        reason = "lost"
+    if any("running low on memory" in str(cause) for cause in causes):  # Ray's monitor killed a worker
+        reason = "oom"
+    return Outcome(
+        attempt=task.attempt,
+        reason=reason,
+        message=message_of(causes[0]) if causes else "the workers ended without a word",
+        detail=str(error or ""),
+    )
 
 
 def _result(task: Task, outcome: Outcome) -> TrainingResult:

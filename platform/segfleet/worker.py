@@ -126,11 +126,15 @@ def train_worker(task_values: Mapping[str, Any]) -> None:
         reason = reason_of(error)
         if reason is None:
             raise
-        record_outcome(task, reason, message_of(error), "".join(traceback.format_exception(error)))
+        detail = "".join(traceback.format_exception(error))
+        record_outcome(
+            task, Outcome(attempt=task.attempt, reason=reason, message=message_of(error), detail=detail)
+        )
         if isinstance(error, _AgreedError | DivergedError):
             return
         raise
-    record_outcome(task, "complete")
+    if place.rank == 0:
+        record_outcome(task, Outcome(attempt=task.attempt, reason="complete"))
 
 
 def train(task: Task, place: Place, *, report: Report) -> None:
@@ -449,10 +453,9 @@ def read_outcome(task: Task) -> Outcome | None:
     return outcome if outcome.attempt == task.attempt else None
 
 
-def record_outcome(task: Task, reason: Reason, message: str = "", detail: str = "") -> None:
+def record_outcome(task: Task, outcome: Outcome) -> None:
     """Store how this attempt ended; the first record of an attempt stays."""
     if read_outcome(task) is None:
-        outcome = Outcome(attempt=task.attempt, reason=reason, message=message, detail=detail)
         _write_atomically(Path(task.run_dir) / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1).encode())
 
 
@@ -475,9 +478,11 @@ def reason_of(error: Exception) -> Reason | None:
 
 
 def message_of(error: Exception) -> str:
-    """Return the first line of an error, with its type where it is not meant for people."""
+    """Return an error in one line, with its type where it is not meant for people."""
     if isinstance(error, InputError | DivergedError | _AgreedError):
         return str(error)
+    if isinstance(error, ray.exceptions.RayTaskError):  # a remote traceback: its last line is the error
+        return str(error).strip().splitlines()[-1]
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
