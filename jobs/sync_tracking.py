@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pspnet.errors import InputError
 from segfleet.cli import parse_options, run_job
 from segfleet.config import TrackingConfig
 from segfleet.tracking import check_server, resolve_uri, ship_spool, shown, unsent_runs
@@ -22,6 +23,10 @@ class Options:
 def main() -> int:
     """Send all spools; 1 where a run could not be sent."""
     options = parse_options(Options, description=__doc__ or "")
+    if not options.storage_dir.is_dir():
+        raise InputError(
+            f"--storage-dir must be the folder of the trainings, but there is none at {options.storage_dir}."
+        )
     uri = resolve_uri(TrackingConfig(tracking_uri=options.tracking_uri, storage_dir=str(options.storage_dir)))
     check_server(uri)
     unsent = unsent_runs(options.storage_dir)

@@ -260,6 +260,23 @@ def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVe
         return versions[str(number)]
 
 
+def aliases_of(tracking_uri: str, name: str) -> dict[str, str]:
+    """Return the aliases of a registered model, each with the number of its version."""
+    with tracking.plain_errors(tracking_uri):
+        return dict(tracking.client(tracking_uri).get_registered_model(name).aliases)
+
+
+def record_promotion(tracking_uri: str, name: str, *, version: int, is_promoted: bool, reason: str) -> None:
+    """Write the decision on the version, and make it the champion where it was promoted."""
+    with tracking.plain_errors(tracking_uri):
+        client = tracking.client(tracking_uri)
+        decision = "promoted" if is_promoted else "refused"
+        client.set_model_version_tag(name, str(version), "promotion", decision)
+        client.set_model_version_tag(name, str(version), "promotion_reason", reason)
+        if is_promoted:
+            client.set_registered_model_alias(name, CHAMPION, str(version))
+
+
 def fetch(
     model_uri: str, *, tracking_uri: str = "", device: str | torch.device | None = None
 ) -> SegmentationModel:

@@ -465,7 +465,7 @@ class _Channel:
             with self._path.open("rb") as file:
                 file.seek(start)
                 content = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         found, position = [], start
         for line in content.splitlines(keepends=True):

@@ -1,0 +1,64 @@
+"""Score a model on a split of an ingested data set, under a protocol that is printed with the numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pspnet.store import Store
+from segfleet.cli import parse_options, run_job
+from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.registry import fetch
+from segfleet.scores import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is scored on what, and how."""
+
+    model: str
+    """models:/name@champion, models:/name/3, or the folder of a model package."""
+
+    store: Path
+    """Folder of the ingested data set (made by jobs/ingest_*.py)."""
+
+    split: str = "val"
+    """Split of the store; all of its labelled images are scored."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Scales at which each image is seen; the predictions are averaged."""
+
+    flip: bool = False
+    """See the mirror image, too, and average."""
+
+    window: int = 0
+    """Side of a sliding window in pixels (stride 2/3), best the training's crop_size; 0 for whole images."""
+
+    output: Path = Path("evaluation")
+    """Folder for scores.json, confusion_matrix.png, worst.png and best.png."""
+
+    num_examples: int = 4
+    """Images in each of the two panels."""
+
+    tracking_uri: str = ""
+    """MLflow server or database of the registry; empty takes MLFLOW_TRACKING_URI, else runs/mlflow.db."""
+
+
+def main() -> None:
+    """Print the IoU of each class, the means and the protocol, and where the pictures are."""
+    options = parse_options(Options, description=__doc__ or "")
+    store = Store.open(options.store)
+    protocol = Protocol(
+        store_digest=store.digest,
+        split=options.split,
+        scales=options.scales,
+        flip=options.flip,
+        window=options.window,
+    )
+    model = fetch(options.model, tracking_uri=options.tracking_uri)
+    evaluation = evaluate_model(model, store, protocol)
+    paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
+    print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")
+    print("\n".join(f"written  {path}" for path in paths))
+
+
+if __name__ == "__main__":
+    run_job(main)
