@@ -117,8 +117,8 @@ def checkpoint_folders(checkpoints_dir: str | Path) -> list[Path]:
 
 
 def best_checkpoint(checkpoints_dir: str | Path) -> Path | None:
-    """Return the checkpoint with the highest validation mIoU (the older one of equals)."""
-    return max(checkpoint_folders(checkpoints_dir), key=_miou, default=None)
+    """Return the checkpoint with the highest validation mIoU (the newest of equals)."""
+    return max(reversed(checkpoint_folders(checkpoints_dir)), key=_miou, default=None)
 
 
 def retain(checkpoints_dir: str | Path, *, num_newest: int = 2) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,20 +59,11 @@ def connect(storage_dir: str | Path) -> Iterator[Cluster]:
 
 def check_resources(config: TrainingConfig) -> None:
     """Raise InputError at once where the cluster can never hold the workers that `config` asks for."""
-    workers = config.workers
-    if has_autoscaler():
+    workers, nodes = config.workers, _nodes()
+    places = _places(config, nodes)
+    if places >= workers.num_workers or has_autoscaler():
         return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
-    places = sum(
-        min(
-            int(node.get("CPU", 0)) // workers.cpus_per_worker,
-            int(node.get("GPU", 0)) if workers.use_gpu else workers.num_workers,
-        )
-        for node in nodes
-    )
-    if places >= workers.num_workers:
-        return
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     asked = f"{workers.num_workers} x {workers.cpus_per_worker} CPU" + (
         " and 1 GPU" if workers.use_gpu else ""
@@ -86,6 +78,11 @@ def check_resources(config: TrainingConfig) -> None:
         f"workers.num_workers must fit on the cluster, but {asked} were asked for and it has {cpus} CPUs and "
         f"{gpus} GPUs (nodes: {len(nodes)}). {remedy}, or add nodes."
     )
+
+
+def max_concurrent_trials(config: TrainingConfig) -> int:
+    """Return how many trainings of `config` the cluster holds side by side now, at least one."""
+    return max(1, _places(config, _nodes()) // config.workers.num_workers)
 
 
 def has_autoscaler() -> bool:
@@ -119,6 +116,23 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
     }
 
 
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(config: TrainingConfig, nodes: list[dict[str, float]]) -> int:
+    """Return how many workers of `config` the nodes hold."""
+    workers = config.workers
+    return sum(
+        min(
+            int(node.get("CPU", 0)) // workers.cpus_per_worker,
+            int(node.get("GPU", 0)) if workers.use_gpu else sys.maxsize,
+        )
+        for node in nodes
+    )
+
+
 def _start_local() -> None:
     """Start a cluster whose address is known before its first process starts."""
     with socket.socket() as free:
@@ -141,7 +155,7 @@ def _start_local() -> None:
 
 
 def tune_ray() -> None:
-    """Ask Ray Train for the short interval that a quick report needs, and to start no process that nobody needs."""
+    """Ask Ray Train for the short interval that a quick report needs, and to start no needless process."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

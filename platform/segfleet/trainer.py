@@ -17,20 +17,21 @@ from typing import Any
 
 import ray.exceptions
 import ray.train
-from pspnet.data import num_iterations
-from pspnet.store import Store
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from pspnet.data import num_iterations
 from pspnet.errors import InputError
 from pspnet.model import refuse_single_values
-from segfleet import cluster, tracking
+from pspnet.store import Store
+from segfleet import cluster, registry, tracking
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig, digest, flat, override, to_json
 from segfleet.worker import (
     PANEL_FILE,
     PROGRESS_FILE,
+    SPOOL_FOLDER,
     Outcome,
     Reason,
     Task,
@@ -85,7 +86,7 @@ class TrainingResult:
     """Picture: image | label | prediction | error for fixed validation images."""
 
     model_version: str = ""
-    """name/version in the registry, "" where none was registered."""
+    """models:/name/version in the registry, "" where none was registered."""
 
 
 def run_training(config: TrainingConfig) -> TrainingResult:
@@ -94,13 +95,16 @@ def run_training(config: TrainingConfig) -> TrainingResult:
     The same command goes on after any interruption. Raises InputError for what a person can mend.
     """
     config = resolve(config)
+    model_name = config.tracking.registered_model_name
+    if model_name:
+        registry.check_name(model_name)
     store = check_data(config)
     uri = tracking.resolve_uri(config.tracking)
     tracking.check_server(uri)
     with cluster.connect(config.tracking.storage_dir):
         cluster.check_resources(config)
         name = run_name(config)
-        run_dir = Path(config.tracking.storage_dir) / name
+        run_dir = run_folder(config, name)
         run_id = tracking.open_run(
             config.tracking,
             run_name=name,
@@ -127,10 +131,14 @@ def run_training(config: TrainingConfig) -> TrainingResult:
         run_id,
         status="FINISHED" if result.reason == "complete" else "FAILED",
         tags={"segfleet.reason": result.reason, "segfleet.message": result.message},
-        spool_dir=run_dir / "spool",
+        spool_dir=spool_dir(config, name),
     )
     if result.reason == "refused":
         raise InputError(result.message)
+    if model_name and result.reason == "complete" and result.best_checkpoint_path is not None:
+        package = registry.package_model(result.best_checkpoint_path, run_dir / "package", run_id=run_id)
+        version = registry.register(uri, model_name, package, run_id=run_id)
+        result = replace(result, model_version=f"models:/{model_name}/{version}")
     return result
 
 
@@ -144,7 +152,7 @@ def build_trainer(
     """
     config = resolve(config)
     cluster.tune_ray()
-    run_dir = Path(config.tracking.storage_dir) / name
+    run_dir = run_folder(config, name)
     attempt = uuid.uuid4().hex[:12]
     task = Task(
         config_json=to_json(config),
@@ -256,6 +264,16 @@ def check_data(config: TrainingConfig) -> Store:
     if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
         refuse_single_values(model, config.per_worker_batch_size)
     return store
+
+
+def run_folder(config: TrainingConfig, name: str) -> Path:
+    """Return the folder of all that the training `name` leaves: see worker.py."""
+    return Path(config.tracking.storage_dir) / name
+
+
+def spool_dir(config: TrainingConfig, name: str) -> Path:
+    """Return where the training `name` keeps what the tracking server has not got yet."""
+    return run_folder(config, name) / SPOOL_FOLDER
 
 
 def run_name(config: TrainingConfig) -> str:

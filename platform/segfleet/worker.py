@@ -26,12 +26,10 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from pspnet.data import num_iterations, shard_indices, train_batches
 from pspnet.pictures import confusion_matrix_picture, panel
-from pspnet.store import Store
-from pspnet.transforms import prepare_batch
 
 from pspnet.backbones import load_backbone_weights
+from pspnet.data import num_iterations, shard_indices, train_batches
 from pspnet.engine import (
     DivergedError,
     IterationStats,
@@ -46,6 +44,8 @@ from pspnet.inference import predict
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
+from pspnet.store import Store
+from pspnet.transforms import prepare_batch
 from segfleet.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -67,6 +67,7 @@ PROGRESS_INTERVAL_S = 2.0
 NUM_PANEL_IMAGES = 6
 OUTCOME_FILE = "outcome.json"
 PROGRESS_FILE = "progress.log"
+SPOOL_FOLDER = "spool"
 PANEL_FILE = "panel.png"
 CONFUSION_FILE = "confusion_matrix.png"
 
@@ -152,7 +153,7 @@ def train(task: Task, place: Place, *, report: Report) -> None:
             from segfleet.tracking import RunWriter
 
             writer = stack.enter_context(
-                contextlib.closing(RunWriter(task.tracking_uri, task.run_id, run_dir / "spool"))
+                contextlib.closing(RunWriter(task.tracking_uri, task.run_id, run_dir / SPOOL_FOLDER))
             )
         log = stack.enter_context(ProgressLog(run_dir / PROGRESS_FILE if place.rank == 0 else None))
         Training(config, task, place, log=log, writer=writer).run(report)

@@ -131,10 +131,10 @@ def test_retain_keeps_the_two_newest_and_the_best(tmp_path: Path) -> None:
     for epoch, miou in enumerate([0.1, 0.7, 0.3, 0.7, 0.2, 0.6], start=1):
         saved(checkpoint_path(tmp_path, epoch), miou=miou)
         retain(tmp_path)
-    assert [path.name for path in checkpoint_folders(tmp_path)] == ["epoch_0002", "epoch_0005", "epoch_0006"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["epoch_0004", "epoch_0005", "epoch_0006"]
     best = best_checkpoint(tmp_path)
     assert best is not None
-    assert best.name == "epoch_0002"
+    assert best.name == "epoch_0004"
 
 
 def test_retain_clears_what_a_dead_writer_left(tmp_path: Path) -> None:
