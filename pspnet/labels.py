@@ -46,7 +46,9 @@ class ClassTable:
         ids = [info.id for info in self.classes if info.id >= 0]
         twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
         if twice:
-            raise InputError(f"Each id of class table {self.name!r} must be one class, but {twice[0]} is several.")
+            raise InputError(
+                f"Each id of class table {self.name!r} must be one class, but {twice[0]} is several."
+            )
         train_ids = sorted({info.train_id for info in self.classes} - {IGNORE_INDEX})
         if not train_ids or train_ids != list(range(len(train_ids))):
             raise InputError(
@@ -88,7 +90,9 @@ class ClassTable:
         unknown = outside | ~is_known[clipped]
         if unknown.any():
             values, counts = np.unique(ids[unknown], return_counts=True)
-            listed = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:8], counts[:8], strict=True))
+            listed = ", ".join(
+                f"{value} ({count} pixels)" for value, count in zip(values[:8], counts[:8], strict=True)
+            )
             raise InputError(
                 f"Ids of a label must be in class table {self.name!r}, but {where} has {listed}"
                 f"{' and others' if len(values) > 8 else ''}. Add them to the table (train_id 255 ignores them) "
@@ -98,7 +102,9 @@ class ClassTable:
 
     def id_of(self, train_ids: np.ndarray) -> np.ndarray:
         """Return the ids, uint8 or uint16 (h, w), of train ids; IGNORE_INDEX becomes the first ignored id, or 0."""
-        ignored = next((info.id for info in self.classes if info.train_id == IGNORE_INDEX and info.id >= 0), 0)
+        ignored = next(
+            (info.id for info in self.classes if info.train_id == IGNORE_INDEX and info.id >= 0), 0
+        )
         ids = [info.id for info in self.trained]
         lookup = np.full(256, ignored, dtype=np.uint8 if max([ignored, *ids]) < 256 else np.uint16)
         lookup[: self.num_classes] = ids
@@ -106,7 +112,10 @@ class ClassTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as JSON values; `from_dict` reads them back."""
-        return {"name": self.name, "classes": [asdict(info) | {"colour": list(info.colour)} for info in self.classes]}
+        return {
+            "name": self.name,
+            "classes": [asdict(info) | {"colour": list(info.colour)} for info in self.classes],
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ClassTable":
@@ -124,7 +133,9 @@ class ClassTable:
             )
             return cls(values["name"], classes)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"A class table must have a name and classes, but this has not: {error!r}.") from error
+            raise InputError(
+                f"A class table must have a name and classes, but this has not: {error!r}."
+            ) from error
 
     @cached_property
     def digest_text(self) -> str:
@@ -150,7 +161,9 @@ def read_class_table(path: str | Path) -> ClassTable:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_CSV_BYTES:
-            raise InputError(f"A class table must be a CSV file of at most {MAX_CSV_BYTES} bytes, but {path} is larger.")
+            raise InputError(
+                f"A class table must be a CSV file of at most {MAX_CSV_BYTES} bytes, but {path} is larger."
+            )
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"A class table must be a readable CSV file, but {path} is not: {error}.") from error
@@ -180,7 +193,9 @@ def read_class_table(path: str | Path) -> ClassTable:
                 )
             )
         except (TypeError, ValueError) as error:
-            raise InputError(f"Line {line} of class table {path} must hold whole numbers, but: {error}.") from error
+            raise InputError(
+                f"Line {line} of class table {path} must hold whole numbers, but: {error}."
+            ) from error
     return ClassTable(path.stem if path.stem != "classes" else path.parent.name, tuple(classes))
 
 
@@ -192,7 +207,8 @@ def _check_class(info: ClassInfo, table: str) -> None:
         if not ok:
             raise InputError(f"In class table {table!r}, {rule}, but class {info.name!r} has {value!r}.")
 
-    require(isinstance(info.name, str) and info.name != "", "names must not be empty", info.name)
+    name: Any = info.name
+    require(isinstance(name, str) and name != "", "names must be text that is not empty", name)
     require(type(info.id) is int and -1 <= info.id <= MAX_ID, f"ids must be whole, -1 to {MAX_ID}", info.id)
     require(
         type(info.train_id) is int and 0 <= info.train_id <= IGNORE_INDEX,
@@ -200,7 +216,7 @@ def _check_class(info: ClassInfo, table: str) -> None:
         info.train_id,
     )
     require(
-        len(info.colour) == 3 and all(type(part) is int and 0 <= part <= 255 for part in info.colour),
+        [type(part) is int and 0 <= part <= 255 for part in info.colour] == [True] * 3,
         "colours must be three whole numbers from 0 to 255",
         info.colour,
     )

@@ -1,0 +1,179 @@
+"""Which windows a worker trains on: every random choice follows from (seed, epoch, position) alone.
+
+Position p of an epoch is the p-th image of its permutation. Iteration i takes the positions from
+i * global_batch_size on, worker r every world_size-th of them from r on: the number of workers, threads and
+restarts does not change which windows are seen.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pspnet.errors import InputError
+from pspnet.store import Split
+from pspnet.transforms import BLUR_SIGMA, Sample, source_window
+
+ROTATE_PROBABILITY = 0.5
+"""Share of the windows that are rotated, where rotation is on (semseg)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of the source images as they are stored; `transforms.prepare_batch` makes equal crops of them."""
+
+    windows: list[Tensor]
+    """uint8 (3, h, w), each of its own size."""
+    targets: list[Tensor]
+    """Train ids, uint8 (h, w)."""
+    samples: list[Sample]
+    names: list[str]
+
+
+def epoch_order(num_images: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the permutation of the images that an epoch goes through, int64 (num_images,)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(
+        num_images
+    )
+
+
+def draw_sample(
+    *,
+    seed: int,
+    epoch: int,
+    position: int,
+    index: int,
+    size: tuple[int, int],
+    crop_size: int,
+    min_scale: float,
+    max_scale: float,
+    flip_probability: float,
+    rotate_degrees: float,
+    blur_probability: float,
+) -> Sample:
+    """Draw scale, flip, rotation, blur and place of the window at `position` of an epoch, in semseg's ranges.
+
+    `size` is that of image `index`, (height, width). A scaled image smaller than the crop lies in its middle.
+    """
+    entropy = np.random.SeedSequence([seed, epoch, position, 1])
+    chances = np.random.Generator(np.random.Philox(entropy)).random(7)
+    scale = min_scale + (max_scale - min_scale) * float(chances[0])
+    scaled = tuple(max(1, round(extent * scale)) for extent in size)
+    offsets = [
+        int(chance * (extent - crop_size + 1)) if extent >= crop_size else -((crop_size - extent) // 2)
+        for extent, chance in zip(scaled, chances[1:3], strict=True)
+    ]
+    is_rotated = rotate_degrees > 0 and chances[4] < ROTATE_PROBABILITY
+    return Sample(
+        index=index,
+        size=size,
+        scaled_size=(scaled[0], scaled[1]),
+        top=offsets[0],
+        left=offsets[1],
+        flip=bool(chances[3] < flip_probability),
+        angle=rotate_degrees * (2 * float(chances[5]) - 1) if is_rotated else 0.0,
+        blur_sigma=BLUR_SIGMA if chances[6] < blur_probability else 0.0,
+    )
+
+
+def num_iterations(split: Split, global_batch_size: int, max_iterations_per_epoch: int = 0) -> int:
+    """Return the optimizer steps of an epoch; the images that do not fill the last batch are left to other epochs.
+
+    Raises InputError where the split has fewer images than one batch.
+    """
+    whole = len(split) // global_batch_size
+    if whole == 0:
+        raise InputError(
+            f"schedule.global_batch_size must be at most the number of training images, {len(split)}, but got "
+            f"{global_batch_size}. Make it smaller or ingest more images."
+        )
+    return min(whole, max_iterations_per_epoch) if max_iterations_per_epoch else whole
+
+
+def train_batches(
+    split: Split,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world_size: int,
+    global_batch_size: int,
+    crop_size: int,
+    min_scale: float,
+    max_scale: float,
+    flip_probability: float,
+    rotate_degrees: float,
+    blur_probability: float,
+    start_iteration: int = 0,
+    max_iterations: int = 0,
+    num_prefetch_threads: int = 1,
+) -> Iterator[Batch]:
+    """Yield this worker's batches of an epoch, copied by threads ahead of their use.
+
+    `start_iteration` and `max_iterations` (0: to the end) are counted from the beginning of the epoch.
+    """
+    order = epoch_order(len(split), seed=seed, epoch=epoch)
+
+    def read(iteration: int) -> Batch:
+        first = iteration * global_batch_size
+        positions = range(first + rank, first + global_batch_size, world_size)
+        samples = [
+            draw_sample(
+                seed=seed,
+                epoch=epoch,
+                position=position,
+                index=int(order[position]),
+                size=split.size(int(order[position])),
+                crop_size=crop_size,
+                min_scale=min_scale,
+                max_scale=max_scale,
+                flip_probability=flip_probability,
+                rotate_degrees=rotate_degrees,
+                blur_probability=blur_probability,
+            )
+            for position in positions
+        ]
+        return _read_batch(split, samples, crop_size)
+
+    iterations = range(start_iteration, num_iterations(split, global_batch_size, max_iterations))
+    with ThreadPoolExecutor(num_prefetch_threads, thread_name_prefix="prefetch") as threads:
+        ahead: deque[Future[Batch]] = deque()
+        todo = iter(iterations)
+        try:
+            ahead.extend(threads.submit(read, i) for i in itertools.islice(todo, num_prefetch_threads + 1))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(threads.submit(read, i) for i in itertools.islice(todo, 1))
+                yield batch
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+
+
+def shard_indices(num_images: int, rank: int, world_size: int) -> range:
+    """Return the images that worker `rank` evaluates: each image is in exactly one worker's share, unpadded."""
+    return range(rank, num_images, world_size)
+
+
+def _read_batch(split: Split, samples: list[Sample], crop_size: int) -> Batch:
+    windows, targets = [], []
+    for sample in samples:
+        area = source_window(sample, crop_size)
+        image, label = split.window(
+            sample.index, top=area.top, left=area.left, height=area.height, width=area.width
+        )
+        if label is None:
+            raise InputError(
+                f"A training image must have a label, but {split.name(sample.index)} has none. "
+                "Give another data.train_split, or ingest its label."
+            )
+        windows.append(torch.from_numpy(image).permute(2, 0, 1))
+        targets.append(torch.from_numpy(label))
+    if torch.cuda.is_available():
+        windows = [window.pin_memory() for window in windows]
+        targets = [target.pin_memory() for target in targets]
+    return Batch(windows, targets, samples, [split.name(sample.index) for sample in samples])

@@ -1,0 +1,216 @@
+"""What happens to a window on the device: resize, crop, flip, rotate, blur, normalise.
+
+A crop is what resizing the whole image and then cropping it gives, but only the source pixels under the crop are
+read. Resizing maps pixel centres, source = (target + 1/2) * size / scaled_size - 1/2, as F.interpolate does with
+align_corners=False; images bilinear (nearest-exact for labels). Outside the image lie the mean colour and
+IGNORE_INDEX.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pspnet.labels import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from pspnet.data import Batch
+
+BLUR_SIGMA = 1.1
+"""Of the 5x5 Gaussian; what cv2.GaussianBlur derives from that size (semseg)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training window: which image, how large it is made, and where the crop lies in the scaled image."""
+
+    index: int
+    size: tuple[int, int]
+    """(height, width) of the image."""
+    scaled_size: tuple[int, int]
+    """(height, width) of the image after the random scale."""
+    top: int
+    """Row of the scaled image at which the crop begins; negative where it is padded."""
+    left: int
+    flip: bool = False
+    """Whether the crop is mirrored left to right."""
+    angle: float = 0.0
+    """Degrees by which the crop is turned about its centre."""
+    blur_sigma: float = 0.0
+    """Standard deviation, in pixels, of the Gaussian; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a source image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def source_window(sample: Sample, crop_size: int) -> Window:
+    """Return the part of the source image that the crop depends on."""
+    spans = []
+    margin = _rotation_margin(sample.angle, crop_size)
+    for offset, extent, scaled in zip(
+        (sample.top, sample.left), sample.size, sample.scaled_size, strict=True
+    ):
+        first = min(max(offset - margin, 0), scaled - 1)
+        last = min(max(offset + crop_size - 1 + margin, 0), scaled - 1)
+        ratio = extent / scaled
+        begin = max(0, math.floor((first + 0.5) * ratio - 0.5))
+        end = min(extent, math.floor((last + 0.5) * ratio - 0.5) + 2)
+        spans.append((begin, end - begin))
+    (top, height), (left, width) = spans
+    return Window(top, left, height, width)
+
+
+def prepare_batch(
+    batch: "Batch", *, crop_size: int, mean: Sequence[float], std: Sequence[float], device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Return (images, targets) of a batch on `device`.
+
+    Images are float32 (n, 3, crop_size, crop_size), normalised, channels_last; targets int64 (n, crop_size,
+    crop_size).
+    """
+    device = torch.device(device)
+    images, targets = [], []
+    for window, target, sample in zip(batch.windows, batch.targets, batch.samples, strict=True):
+        image, label = crop(
+            window.to(device, non_blocking=True),
+            target.to(device, non_blocking=True),
+            sample,
+            crop_size,
+            mean=mean,
+        )
+        images.append(image)
+        targets.append(label)
+    stacked = normalise(torch.stack(images), mean, std)
+    return stacked.contiguous(memory_format=torch.channels_last), torch.stack(targets).long()
+
+
+def crop(
+    window: Tensor, target: Tensor, sample: Sample, crop_size: int, *, mean: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return the crop of one sample from its source window: float32 (3, s, s) in grey levels, uint8 (s, s)."""
+    read = _rotated if sample.angle else _upright
+    image, label = read(window, target, sample, crop_size, _column(mean, window.device))
+    if sample.blur_sigma:
+        image = blur(image, sample.blur_sigma)
+    if sample.flip:
+        image, label = image.flip(-1), label.flip(-1)
+    return image, label
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (images - mean) / std as float32; images are (n, 3, h, w) or (3, h, w) in grey levels, 0 to 255."""
+    return (images.float() - _column(mean, images.device)) / _column(std, images.device)
+
+
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """Return the image, float (3, h, w), under a 5x5 Gaussian, reflected at the border (cv2.GaussianBlur)."""
+    offsets = torch.arange(-2, 3, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(image[:, None], (2, 2, 2, 2), mode="reflect")
+    return functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[
+        :, 0
+    ]
+
+
+def _upright(
+    window: Tensor, target: Tensor, sample: Sample, crop_size: int, fill: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Resize rows, then columns, each as a weighted sum of two neighbours."""
+    area = source_window(sample, crop_size)
+    rows = _Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
+    columns = _Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
+    image = rows.interpolate(window, dim=1)
+    image = columns.interpolate(image, dim=2)
+    label = rows.pick(target, dim=0)
+    label = columns.pick(label, dim=1)
+    if rows.is_padded or columns.is_padded:
+        inside = rows.inside(window.device)[:, None] & columns.inside(window.device)[None, :]
+        image = torch.where(inside, image, fill)
+        label = torch.where(inside, label, IGNORE_INDEX)
+    return image, label
+
+
+def _rotated(
+    window: Tensor, target: Tensor, sample: Sample, crop_size: int, fill: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn the crop about its centre: every pixel is read where it comes from."""
+    area = source_window(sample, crop_size)
+    height, width = window.shape[1:]
+    centre = (crop_size - 1) / 2
+    place = torch.arange(crop_size, dtype=torch.float64, device=window.device) - centre
+    y, x = place[:, None], place[None, :]
+    cosine, sine = math.cos(math.radians(sample.angle)), math.sin(math.radians(sample.angle))
+    scaled_y = cosine * y - sine * x + centre + sample.top
+    scaled_x = sine * y + cosine * x + centre + sample.left
+    inside = (scaled_y > -0.5) & (scaled_y < sample.scaled_size[0] - 0.5)
+    inside &= (scaled_x > -0.5) & (scaled_x < sample.scaled_size[1] - 0.5)
+    ratio_y, ratio_x = (size / scaled for size, scaled in zip(sample.size, sample.scaled_size, strict=True))
+    source_y = ((scaled_y + 0.5) * ratio_y - 0.5 - area.top).clamp(0, height - 1)
+    source_x = ((scaled_x + 0.5) * ratio_x - 0.5 - area.left).clamp(0, width - 1)
+    grid = torch.stack(
+        [source_x * (2 / max(1, width - 1)) - 1, source_y * (2 / max(1, height - 1)) - 1], dim=-1
+    )
+    image = functional.grid_sample(
+        window[None].float(), grid[None].float(), mode="bilinear", padding_mode="border", align_corners=True
+    )[0]
+    label = target[
+        (source_y + 0.5).floor().long().clamp(max=height - 1),
+        (source_x + 0.5).floor().long().clamp(max=width - 1),
+    ]
+    return torch.where(inside, image, fill), torch.where(inside, label, IGNORE_INDEX)
+
+
+class _Axis:
+    """How the rows (or columns) of a crop come from those of a source window."""
+
+    def __init__(self, offset: int, crop_size: int, size: int, scaled: int, begin: int) -> None:
+        target = np.arange(offset, offset + crop_size)
+        self._inside = (target >= 0) & (target < scaled)
+        self.is_padded = not bool(self._inside.all())
+        centre = (np.clip(target, 0, scaled - 1) + 0.5) * (size / scaled)
+        source = np.clip(centre - 0.5, 0, size - 1)
+        low = np.minimum(np.floor(source).astype(np.int64), size - 1)
+        self._weight = (source - low).astype(np.float32)
+        self._low = low - begin
+        self._high = np.minimum(low + 1, size - 1) - begin
+        # In whole numbers: floating point would decide ties, where a centre falls between two pixels, by chance.
+        self._nearest = (2 * np.clip(target, 0, scaled - 1) + 1) * size // (2 * scaled) - begin
+
+    def inside(self, device: torch.device) -> Tensor:
+        return torch.from_numpy(self._inside).to(device)
+
+    def interpolate(self, image: Tensor, *, dim: int) -> Tensor:
+        shape = [-1 if axis == dim else 1 for axis in range(image.dim())]
+        weight = torch.from_numpy(self._weight).to(image.device).view(shape)
+        low, high = (
+            image.index_select(dim, torch.from_numpy(index).to(image.device)).float()
+            for index in (self._low, np.minimum(self._high, image.shape[dim] - 1))
+        )
+        return torch.lerp(low, high, weight)
+
+    def pick(self, label: Tensor, *, dim: int) -> Tensor:
+        return label.index_select(dim, torch.from_numpy(self._nearest).to(label.device))
+
+
+def _rotation_margin(angle: float, crop_size: int) -> int:
+    """Return by how many pixels a turned crop reaches beyond its upright place."""
+    radians = math.radians(abs(angle))
+    reach = (crop_size - 1) / 2 * (math.cos(radians) + math.sin(radians) - 1)
+    return math.ceil(max(0.0, reach)) + 1 if angle else 0
+
+
+def _column(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

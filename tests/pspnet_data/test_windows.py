@@ -1,0 +1,230 @@
+"""Laws of reading: a window is resize-then-crop of the whole; every worker count sees the same windows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pspnet.data import draw_sample, epoch_order, num_iterations, shard_indices, train_batches
+from pspnet.errors import InputError
+from pspnet.labels import IGNORE_INDEX, NYUV2_13
+from pspnet.store import Store, publish_store, write_shard
+from pspnet.transforms import Sample, crop, prepare_batch, source_window
+
+MEAN = (100.0, 110.0, 120.0)
+TIE = 200
+DRAW: dict[str, Any] = {
+    "min_scale": 0.5,
+    "max_scale": 2.0,
+    "flip_probability": 0.5,
+    "rotate_degrees": 10.0,
+    "blur_probability": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    rng = np.random.default_rng(0)
+    aside = folder / "aside"
+    aside.mkdir()
+    shards = []
+    for shard in range(2):
+        samples = []
+        for number in range(5):
+            size = (50 + 7 * number, 80 - 3 * shard)
+            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            samples.append((f"image{shard}{number}", image, rng.integers(0, 13, size, dtype=np.uint8)))
+        shards.append(write_shard(aside / f"train-{shard}.arrow", samples, num_classes=13))
+    publish_store(
+        aside, folder / "store", name="random", class_table=NYUV2_13, splits={"train": shards}, source={}
+    )
+    return Store.open(folder / "store")
+
+
+def whole_then_crop(image: np.ndarray, label: np.ndarray, sample: Sample, size: int) -> tuple[Any, Any]:
+    """Resize the whole image with torch's own interpolation in float64, then cut the crop out of it."""
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double()
+    whole = functional.interpolate(pixels, size=sample.scaled_size, mode="bilinear", align_corners=False)[0]
+    ids = torch.from_numpy(label.copy())[None, None].double()
+    labels = functional.interpolate(ids, size=sample.scaled_size, mode="nearest-exact")[0, 0]
+    for axis in (
+        0,
+        1,
+    ):  # torch decides ties, where a centre falls between two pixels, by float32: not compared
+        doubled = (2 * torch.arange(sample.scaled_size[axis]) + 1) * sample.size[axis]
+        labels.index_fill_(axis, torch.nonzero(doubled % (2 * sample.scaled_size[axis]) == 0)[:, 0], TIE)
+    out = torch.tensor(MEAN, dtype=torch.float64)[:, None, None].repeat(1, size, size)
+    out_label = torch.full((size, size), IGNORE_INDEX)
+    for y in range(size):
+        for x in range(size):
+            row, column = sample.top + y, sample.left + x
+            if 0 <= row < sample.scaled_size[0] and 0 <= column < sample.scaled_size[1]:
+                out[:, y, x] = whole[:, row, column]
+                out_label[y, x] = int(labels[row, column])
+    return (out.flip(-1), out_label.flip(-1)) if sample.flip else (out, out_label)
+
+
+@pytest.mark.parametrize("size", [33, 65, 97])
+def test_a_window_read_is_the_resize_of_the_whole_then_crop(store: Store, size: int) -> None:
+    split = store.split("train")
+    num_padded = 0
+    for position in range(12):
+        index = position % len(split)
+        sample = draw_sample(
+            seed=1,
+            epoch=0,
+            position=position,
+            index=index,
+            size=split.size(index),
+            crop_size=size,
+            **{**DRAW, "rotate_degrees": 0.0, "blur_probability": 0.0},
+        )
+        area = source_window(sample, size)
+        image, label = split.window(index, top=area.top, left=area.left, height=area.height, width=area.width)
+        assert label is not None
+        got, got_label = crop(
+            torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label), sample, size, mean=MEAN
+        )
+        whole_label = split.label(index)
+        assert whole_label is not None
+        expected, expected_label = whole_then_crop(split.image(index), whole_label, sample, size)
+        assert (got.double() - expected).abs().max() < 1e-4
+        compared = expected_label != TIE
+        assert torch.equal(got_label.long()[compared], expected_label[compared])
+        assert compared.float().mean() > 0.9
+        num_padded += bool((expected_label == IGNORE_INDEX).any())
+        assert area.height <= math.ceil(size * sample.size[0] / sample.scaled_size[0]) + 2
+    assert num_padded > 0
+
+
+def test_a_turn_by_nothing_is_upright_and_by_90_degrees_is_a_transposition(store: Store) -> None:
+    split = store.split("train")
+    image = torch.from_numpy(split.image(0).copy()).permute(2, 0, 1)
+    label = torch.from_numpy(np.array(split.label(0)))
+    sample = Sample(index=0, size=split.size(0), scaled_size=split.size(0), top=5, left=20)
+    for angle, turn in ((1e-9, 0), (90.0, 1)):
+        turned = Sample(**{**vars(sample), "angle": angle})
+        area = source_window(turned, 33)
+        rows, columns = slice(area.top, area.top + area.height), slice(area.left, area.left + area.width)
+        got, got_label = crop(image[:, rows, columns], label[rows, columns], turned, 33, mean=MEAN)
+        upright, upright_label = image[:, 5:38, 20:53].float(), label[5:38, 20:53]
+        expected = torch.rot90(upright, -turn, (1, 2))
+        assert torch.equal(got_label, torch.rot90(upright_label, -turn))
+        assert (got - expected).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_the_same_windows_are_seen_for_any_number_of_workers(store: Store, world_size: int) -> None:
+    split = store.split("train")
+
+    def seen(world_size: int) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = {}
+        for rank in range(world_size):
+            batches = train_batches(
+                split,
+                seed=3,
+                epoch=2,
+                rank=rank,
+                world_size=world_size,
+                global_batch_size=6,
+                crop_size=41,
+                num_prefetch_threads=1 + rank,
+                **DRAW,
+            )
+            for iteration, batch in enumerate(batches):
+                images, targets = prepare_batch(
+                    batch, crop_size=41, mean=MEAN, std=(50, 60, 70), device="cpu"
+                )
+                rows = zip(batch.names, images, targets, strict=True)
+                found.setdefault(iteration, []).extend(
+                    (n, i.numpy().tobytes(), t.numpy().tobytes()) for n, i, t in rows
+                )
+        return {iteration: sorted(rows) for iteration, rows in found.items()}
+
+    assert seen(world_size) == seen(1)
+    assert [len(rows) for rows in seen(world_size).values()] == [6]
+
+
+def test_starting_in_the_middle_of_an_epoch_gives_the_rest_of_it(store: Store) -> None:
+    split = store.split("train")
+
+    def names(start: int) -> list[list[str]]:
+        batches = train_batches(
+            split,
+            seed=3,
+            epoch=0,
+            rank=0,
+            world_size=1,
+            global_batch_size=2,
+            crop_size=33,
+            start_iteration=start,
+            max_iterations=4,
+            **DRAW,
+        )
+        return [batch.names for batch in batches]
+
+    assert len(names(0)) == 4
+    assert names(2) == names(0)[2:]
+
+
+def test_an_epoch_is_a_permutation_and_each_differs() -> None:
+    orders = [epoch_order(100, seed=0, epoch=epoch).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] == epoch_order(100, seed=0, epoch=0).tolist()
+
+
+@pytest.mark.parametrize(("num_images", "world_size"), [(10, 3), (2, 4), (7, 1), (0, 2)])
+def test_evaluation_shards_hold_each_image_once(num_images: int, world_size: int) -> None:
+    shards = [shard_indices(num_images, rank, world_size) for rank in range(world_size)]
+    assert sorted(index for shard in shards for index in shard) == list(range(num_images))
+
+
+def test_a_batch_that_the_split_cannot_fill_is_refused(store: Store) -> None:
+    split = store.split("train")
+    assert num_iterations(split, 4) == 2
+    assert num_iterations(split, 4, 1) == 1
+    with pytest.raises(InputError, match="at most the number of training images, 10, but got 11"):
+        num_iterations(split, 11)
+
+
+def test_scales_flips_and_places_cover_their_ranges() -> None:
+    samples = [
+        draw_sample(seed=0, epoch=0, position=position, index=0, size=(100, 200), crop_size=33, **DRAW)
+        for position in range(400)
+    ]
+    scales = [sample.scaled_size[1] / 200 for sample in samples]
+    assert 0.5 <= min(scales) < 0.55
+    assert 1.95 < max(scales) <= 2.0
+    assert 0.4 < np.mean([sample.flip for sample in samples]) < 0.6
+    assert 0.4 < np.mean([sample.angle != 0 for sample in samples]) < 0.6
+    assert max(abs(sample.angle) for sample in samples) <= 10
+    assert {sample.top for sample in samples} >= {0}
+    assert all(0 <= sample.top <= sample.scaled_size[0] - 33 for sample in samples)
+
+
+def test_a_store_whose_files_are_gone_or_altered_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        Store.open(tmp_path)
+    with pytest.raises(InputError, match="no split 'test'. There are: train"):
+        store.split("test")
+    for content, message in (
+        ("{", "must be the JSON"),
+        ('{"format": 99}', "of format 99"),
+        ("[]", "must be the JSON"),
+    ):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            Store.open(tmp_path)
+    text = (store.path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"digest": "', '"digest": "0', 1))
+    with pytest.raises(InputError, match="digest"):
+        Store.open(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="cannot be read"):
+        Store.open(tmp_path).split("train")
