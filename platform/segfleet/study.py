@@ -6,6 +6,7 @@ Li et al., MLSys 2020, algorithm 2) from the values that it stores, so that a re
 
 import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ class Study:
         """Name of the study."""
         return self._config.study
 
+    @property
+    def key(self) -> str:
+        """What ties MLflow runs to this study for ever: a deleted study begins new runs."""
+        return f"study/{self.name}/{self._study.user_attrs['key']}"
+
     def unfinished(self) -> list[Proposal]:
         """Return the trials that an earlier process began and did not end: they go on under the same number."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -222,6 +228,7 @@ class Study:
     def _join(self, fingerprint: dict[str, Any]) -> None:
         stored = self._study.user_attrs.get("fingerprint")
         if stored is None:
+            self._study.set_user_attr("key", uuid.uuid4().hex)
             self._study.set_user_attr("fingerprint", fingerprint)
             return
         differing = [key for key in stored | fingerprint if stored.get(key) != fingerprint.get(key)]
