@@ -1,0 +1,70 @@
+"""A store of random pictures and the smallest training on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pspnet.labels import IGNORE_INDEX, ClassInfo, ClassTable
+from pspnet.store import publish_store, write_shard
+from segfleet.config import TrainingConfig, override
+from segfleet.presets import tiny
+
+TABLE = ClassTable(
+    name="patches",
+    classes=(
+        *(
+            ClassInfo(name=name, id=id_, train_id=id_, colour=(90 * id_, 50, 200 - 90 * id_))
+            for id_, name in enumerate(["dark", "grey", "light"])
+        ),
+        ClassInfo(name="never seen", id=3, train_id=3, colour=(255, 255, 255)),
+        ClassInfo(name="void", id=4, train_id=IGNORE_INDEX, colour=(0, 0, 0)),
+    ),
+)
+
+
+def pictures(split: str, num_images: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Patches of three greys, some of them void; the last class occurs nowhere."""
+    for index in range(num_images):
+        random = np.random.default_rng([index, len(split)])
+        patches = random.choice([0, 1, 2, IGNORE_INDEX], p=[0.3, 0.3, 0.3, 0.1], size=(4, 6 + index % 2))
+        label = np.kron(patches, np.ones((8, 8))).astype(np.uint8)
+        image = (np.where(label == IGNORE_INDEX, 1, label)[..., None] * 80).astype(np.uint8)
+        yield (
+            f"{split}_{index}",
+            image + random.integers(0, 40, (*image.shape[:2], 3), dtype=np.uint8),
+            label,
+        )
+
+
+@pytest.fixture(scope="session")
+def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training and 3 validation images of two sizes."""
+    folder = tmp_path_factory.mktemp("store")
+    aside = folder / "aside"
+    aside.mkdir()
+    splits = {
+        split: [write_shard(aside / f"{split}.arrow", pictures(split, num), num_classes=TABLE.num_classes)]
+        for split, num in (("train", 12), ("val", 3))
+    }
+    publish_store(aside, folder / "store", name="patches", class_table=TABLE, splits=splits, source={})
+    return folder / "store"
+
+
+@pytest.fixture
+def config(store_path: Path, tmp_path: Path) -> TrainingConfig:
+    """One worker, three epochs of two iterations, everything random in use."""
+    return override(
+        tiny(),
+        {
+            "data.store": str(store_path),
+            "data.crop_size": 33,
+            "data.rotate_degrees": 10.0,
+            "data.blur_probability": 0.5,
+            "workers.num_workers": 1,
+            "schedule.num_epochs": 3,
+            "schedule.global_batch_size": 2,
+            "tracking.storage_dir": str(tmp_path / "runs"),
+        },
+    )

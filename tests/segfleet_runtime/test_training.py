@@ -1,0 +1,195 @@
+"""Laws of one training in one process: repeated, killed and resumed, refused."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pspnet.engine import DivergedError, evaluate
+from pspnet.errors import InputError
+from pspnet.model import PSPNet
+from pspnet.store import Store
+from segfleet.checkpoint import MODEL_FILE, load_checkpoint
+from segfleet.config import TrainingConfig, load_config, override, to_json
+from segfleet.worker import Place, Task, message_of, reason_of, train
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: no handler of the training sees it coming or cleans up after it."""
+
+
+def task_of(config: TrainingConfig, run_dir: Path) -> Task:
+    return Task(config_json=to_json(config), run_dir=str(run_dir), run_id="", tracking_uri="", attempt="1")
+
+
+def trained(config: TrainingConfig, run_dir: Path, *, die_after: int = 0) -> list[dict[str, Any]]:
+    """Train and return the reports; with `die_after` die just after the checkpoint of that epoch."""
+    reports: list[dict[str, Any]] = []
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        if metrics["epoch"] == die_after:
+            raise KilledError
+        reports.append(dict(metrics))
+
+    if die_after:
+        with pytest.raises(KilledError):
+            train(task_of(config, run_dir), Place(), report=report)
+    else:
+        train(task_of(config, run_dir), Place(), report=report)
+    return reports
+
+
+def weights_digest(run_dir: Path, epoch: int = 3) -> str:
+    path = run_dir / "checkpoints" / f"epoch_{epoch:04d}" / MODEL_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+LEARNED = (
+    "epoch",
+    "iteration",
+    "pixels_seen",
+    "loss",
+    "main_loss",
+    "aux_loss",
+    "lr",
+    "miou",
+    "class_iou",
+    "is_last",
+)
+
+
+def learned(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the reports without what depends on the clock."""
+    return [{name: report[name] for name in LEARNED} for report in reports]
+
+
+def test_a_stored_configuration_repeats_the_run(config: TrainingConfig, tmp_path: Path) -> None:
+    first = trained(config, tmp_path / "a")
+    stored = load_config(TrainingConfig, tmp_path / "a" / "config.json")
+    assert stored == config
+    second = trained(stored, tmp_path / "b")
+    assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
+    assert learned(first) == learned(second)
+    other = override(config, {"schedule.seed": 1})
+    trained(other, tmp_path / "c")
+    assert weights_digest(tmp_path / "a") != weights_digest(tmp_path / "c")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_and_resumed_is_uninterrupted(config: TrainingConfig, tmp_path: Path, damaged: bool) -> None:
+    whole = trained(config, tmp_path / "a")
+    before = trained(config, tmp_path / "b", die_after=2)
+    if damaged:
+        (tmp_path / "b" / "checkpoints" / "epoch_0002" / MODEL_FILE).write_bytes(b"")
+    after = trained(config, tmp_path / "b")
+    assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
+    assert learned(before + after) == learned(whole) if not damaged else learned(after) == learned(whole)
+    log = (tmp_path / "b" / "progress.log").read_text()
+    assert ("resumed after epoch 1" if damaged else "resumed after epoch 2") in log
+    assert ("damaged" in log) == damaged
+
+
+def test_a_finished_training_is_reported_again_and_not_trained_again(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    reports = trained(config, tmp_path / "a")
+    before = weights_digest(tmp_path / "a")
+    again = trained(config, tmp_path / "a")
+    assert again == reports[-1:]
+    assert again[0]["is_last"]
+    assert weights_digest(tmp_path / "a") == before
+
+
+def test_evaluating_less_often_trains_the_same(config: TrainingConfig, tmp_path: Path) -> None:
+    trained(config, tmp_path / "a")
+    rarely = trained(override(config, {"schedule.evaluate_every_epochs": 2}), tmp_path / "b")
+    assert [report["epoch"] for report in rarely] == [2, 3]
+    assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
+
+
+def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_path: Path) -> None:
+    for number, report in enumerate(trained(config, tmp_path / "a"), start=1):
+        assert report["epoch"] == number
+        assert (
+            report["pixels_seen"] == number * 2 * config.schedule.global_batch_size * config.data.crop_size**2
+        )
+        assert report["is_last"] == (number == 3)
+        assert report["class_iou"]["never seen"] in (None, 0.0)
+        numbers = [value for value in report.values() if isinstance(value, float)]
+        assert len(numbers) >= 9
+        assert all(map(math.isfinite, numbers))
+        json.dumps(report, allow_nan=False)
+    assert Path(report["checkpoint_path"]).name == "epoch_0003"
+    assert (tmp_path / "a" / "panel.png").stat().st_size > 0
+    assert (tmp_path / "a" / "confusion_matrix.png").stat().st_size > 0
+
+
+def test_the_checkpoint_scores_what_was_reported(config: TrainingConfig, tmp_path: Path) -> None:
+    last = trained(config, tmp_path / "a")[-1]
+    checkpoint = load_checkpoint(last["checkpoint_path"])
+    model = PSPNet.from_architecture(checkpoint.state["architecture"])
+    model.load_state_dict(checkpoint.model_state)
+    split = Store.open(config.data.store).split("val")
+    confusion = evaluate(
+        model,
+        split,
+        indices=range(len(split)),
+        mean=checkpoint.state["mean"],
+        std=checkpoint.state["std"],
+        device=torch.device("cpu"),
+    )
+    assert confusion.miou == last["miou"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"),
+    [
+        ({"optim.base_lr": 0.5}, True),
+        ({"schedule.num_epochs": 4}, True),
+        (
+            {"data.num_prefetch_threads": 2, "workers.max_failures": 0, "tracking.experiment_name": "other"},
+            False,
+        ),
+    ],
+)
+def test_a_run_goes_on_only_with_the_configuration_it_began_with(
+    config: TrainingConfig, tmp_path: Path, change: dict[str, Any], is_refused: bool
+) -> None:
+    trained(config, tmp_path / "a", die_after=1)
+    if not is_refused:
+        assert trained(override(config, change), tmp_path / "a")
+        return
+    stored = (tmp_path / "a" / "config.json").read_text()
+    with pytest.raises(InputError, match=next(iter(change))):
+        trained(override(config, change), tmp_path / "a")
+    assert (tmp_path / "a" / "config.json").read_text() == stored
+
+
+def test_a_loss_that_is_not_finite_ends_as_diverged(config: TrainingConfig, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError) as caught:
+        trained(override(config, {"optim.base_lr": 1e30}), tmp_path / "a")
+    assert reason_of(caught.value) == "diverged"
+    assert "not finite" in message_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InputError("no such store"), "refused"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (MemoryError(), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), "oom"),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:1"), None),
+        (OSError(28, "No space left on device"), None),
+        (KeyError("miou"), "failed"),
+        (TypeError("a defect"), "failed"),
+    ],
+)
+def test_only_what_may_get_better_is_tried_again(error: Exception, reason: str | None) -> None:
+    assert reason_of(error) == reason
+    assert "\n" not in message_of(error)
