@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data import Batch
-from pspnet.inference import Numbers, Precision, autocast, predict
+from pspnet.inference import Precision, autocast, predict
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.metrics import ConfusionMatrix
@@ -157,8 +157,8 @@ def evaluate(
     split: Split,
     *,
     indices: Sequence[int],
-    mean: Numbers,
-    std: Numbers,
+    mean: Sequence[float],
+    std: Sequence[float],
     device: torch.device | str,
     precision: Precision = "fp32",
 ) -> ConfusionMatrix:

@@ -21,15 +21,14 @@ from pspnet.model import PSPNet, upsampled
 from pspnet.transforms import normalise
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Numbers = Sequence[float] | np.ndarray
 
 
 def predict(
     model: PSPNet,
     image: UInt8[np.ndarray, "h w 3"],
     *,
-    mean: Numbers,
-    std: Numbers,
+    mean: Sequence[float],
+    std: Sequence[float],
     device: torch.device | str,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
@@ -62,8 +61,8 @@ def predict_logits(
     model: PSPNet,
     image: UInt8[np.ndarray, "h w 3"],
     *,
-    mean: Numbers,
-    std: Numbers,
+    mean: Sequence[float],
+    std: Sequence[float],
     device: torch.device | str,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
@@ -97,7 +96,7 @@ def predict_logits(
 
 
 def normalised(
-    image: UInt8[np.ndarray, "h w 3"], mean: Numbers, std: Numbers, device: torch.device | str
+    image: UInt8[np.ndarray, "h w 3"], mean: Sequence[float], std: Sequence[float], device: torch.device | str
 ) -> Float[Tensor, "1 3 h w"]:
     """Return the image as the network wants it."""
     # torch.tensor copies: the store's pixels are read-only, which from_numpy warns of.

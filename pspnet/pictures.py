@@ -97,7 +97,7 @@ def error_picture(
     prediction: Integer[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return the image dimmed to dark grey, wrong pixels red, pixels that count nowhere light grey."""
-    brightness = image.astype(np.float32).mean(axis=2) * 0.45
+    brightness = 30 + 0.5 * image.astype(np.float32).mean(axis=2)
     picture = np.repeat(np.rint(brightness).astype(np.uint8)[..., None], 3, axis=2)
     picture[label != prediction] = WRONG
     picture[label == IGNORE_INDEX] = IGNORED
@@ -143,7 +143,7 @@ def confusion_matrix_picture(
     page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((MARGIN, MARGIN), "rows: label, columns: prediction, in % of the row", fill=INK, font=_font(18))
-    draw.text((left - 14, top - 8), "pixels", fill=FAINT_INK, font=font, anchor="rs")
+    draw.text((left - 14, top - 8), "pixels %", fill=FAINT_INK, font=font, anchor="rs")
     for index, name in enumerate(class_names):
         middle = top + index * side + side // 2
         draw.text((MARGIN + names_width, middle), name, fill=INK, font=font, anchor="rm")
