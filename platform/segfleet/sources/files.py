@@ -1,0 +1,77 @@
+"""Pictures and label maps in files, read whole and checked: what cannot be used is refused by name."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pspnet.errors import InputError
+
+MAX_PIXELS = 200_000_000
+"""A picture that declares more is refused before it is decoded."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Return a picture as uint8 (h, w, 3), turned as its EXIF orientation says; grey becomes three equal channels.
+
+    Raises InputError for a file that cannot be decoded to its last byte, is too large, or has no 8-bit colour.
+    """
+    picture = _decoded(path)
+    if picture.mode in ("L", "RGB", "P", "1"):
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    if picture.mode in ("RGBA", "LA"):
+        alpha = np.asarray(picture.getchannel("A"))
+        if alpha.min() == 255:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    raise InputError(
+        f"An image must be 8-bit grey or RGB without transparency, but {path} is {picture.mode}. Convert it to RGB."
+    )
+
+
+def read_ids(path: str | Path) -> np.ndarray:
+    """Return a label map as uint8, uint16 or int32 (h, w): the grey values, or the indices of a palette."""
+    picture = _decoded(path)
+    if picture.mode in ("L", "P", "I;16", "I", "1"):
+        return np.asarray(picture)
+    raise InputError(
+        f"A label must hold one id per pixel (grey or palette), but {path} is {picture.mode}. "
+        "Save ids, or read colours by the class table's (--labels colours)."
+    )
+
+
+def read_colours(path: str | Path) -> np.ndarray:
+    """Return a label map painted in class colours as uint8 (h, w, 3)."""
+    picture = _decoded(path)
+    if picture.mode in ("RGB", "RGBA", "P"):
+        return np.asarray(picture.convert("RGB"))
+    raise InputError(
+        f"A label painted in class colours must be RGB, but {path} is {picture.mode}. "
+        "Read it as ids instead (--labels ids)."
+    )
+
+
+def _decoded(path: str | Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise InputError(
+                f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares {picture.width} x "
+                f"{picture.height}. Cut it into parts."
+            )
+        picture.load()
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (
+            "is of no known picture format"
+            if isinstance(error, UnidentifiedImageError)
+            else f"fails: {error}"
+        )
+        raise InputError(
+            f"A picture must decode to its last byte, but {path} {reason}. Replace it or remove the pair."
+        ) from error
+    return picture
