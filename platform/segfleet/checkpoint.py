@@ -218,8 +218,8 @@ def _replace(aside: Path, folder: Path) -> None:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies that share no memory: safetensors stores neither strides nor shared tensors."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Return the tensors as safetensors stores them: on the CPU, without strides."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _split_optimizer_state(optimizer_state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

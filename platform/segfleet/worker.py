@@ -370,7 +370,7 @@ class Training:
 
     def _draw(self, confusion: ConfusionMatrix) -> None:
         """Write the panel of a few validation images, always the same ones, and the confusion matrix."""
-        rows = []
+        rows, titles = [], []
         for index in _spread(len(self.val_split), NUM_PANEL_IMAGES):
             image, label = self.val_split.image(index), self.val_split.label(index)
             if label is None:
@@ -379,10 +379,11 @@ class Training:
                 self.model, image, mean=self.store.mean, std=self.store.std, device=self.place.device
             )
             rows.append((image, label, prediction))
+            titles.append(self.val_split.name(index))
         names = list(self.store.class_table.class_names)
-        pictures = {CONFUSION_FILE: confusion_matrix_picture(confusion.counts, names)}
+        pictures = {CONFUSION_FILE: confusion_matrix_picture(confusion.counts.cpu(), names)}
         if rows:
-            pictures[PANEL_FILE] = panel(rows, self.store.class_table)
+            pictures[PANEL_FILE] = panel(rows, self.store.class_table, titles)
         for name, picture in pictures.items():
             path = self.run_dir / name
             aside = path.with_name(f".{name}")
