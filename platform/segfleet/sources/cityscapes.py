@@ -78,7 +78,7 @@ class CityscapesSource:
 
 def cityscapes_source(root: str | Path) -> CityscapesSource:
     """Return the source in the folder `root`."""
-    return CityscapesSource(Path(root).expanduser().absolute())
+    return CityscapesSource(Path(root).expanduser().resolve())
 
 
 def _found(folder: Path, ending: str) -> dict[tuple[str, str], Path]:

@@ -123,7 +123,7 @@ def folder_source(
     `classes` is the CSV of the class table, ROOT/classes.csv where it is not given. In `images` and `labels`,
     {split} stands for train and val.
     """
-    root = Path(root).expanduser().absolute()
+    root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise InputError(f"--root must be a folder of images and labels, but {root} is none.")
     table_path = Path(classes).expanduser() if classes else root / "classes.csv"
