@@ -26,7 +26,6 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from pspnet.pictures import confusion_matrix_picture, panel
 
 from pspnet.backbones import load_backbone_weights
 from pspnet.data import num_iterations, shard_indices, train_batches
@@ -44,6 +43,7 @@ from pspnet.inference import predict
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
+from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.store import Store
 from pspnet.transforms import prepare_batch
 from segfleet.checkpoint import (
