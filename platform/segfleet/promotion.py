@@ -64,7 +64,7 @@ def promote(
     """
     challenger_version = int(find_version(tracking_uri, name, CHALLENGER).version)
     before = aliases_of(tracking_uri, name)
-    champion_version = int(before[CHAMPION]) if CHAMPION in before else None
+    champion_version = before.get(CHAMPION)
     challenger = _scored(tracking_uri, name, challenger_version, store, protocol)
     if champion_version == challenger_version:
         promotion = Promotion(promote=True, reason=f"version {challenger_version} is the champion already")

@@ -40,13 +40,10 @@ from segfleet.config import TrackingConfig
 from segfleet.scores import Protocol, Scores
 
 import mlflow.artifacts  # isort: skip  (after tracking, which sets MLflow's environment)
-import mlflow.pyfunc  # isort: skip
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
-from mlflow.models import Model, ModelSignature  # isort: skip
-from mlflow.types import Schema, TensorSpec  # isort: skip
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -55,6 +52,7 @@ CARD_FILE = "README.md"
 PACKAGE_DIR = "package"
 CHALLENGER, CHAMPION = "challenger", "champion"
 PACKAGE_TAG = "segfleet.package"
+MODEL_ID_TAG = "segfleet.model_id"
 REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pillow", "mlflow")
 
 
@@ -188,6 +186,8 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     try:
         info = json.loads((folder / MODEL_FILE).read_text())
         version = info["format"]
+        if version == FORMAT:
+            _check_info(info)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedPackageError(
             f"{folder / MODEL_FILE} must be the JSON of a model package, but cannot be read as one "
@@ -220,7 +220,8 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
         if version is None:
             model = _log_model(client, tracking_uri, name, Path(package_dir), info, package_digest, run_id)
             try:
-                version = _create_version(client, name, model, info, package_digest, run_id)
+                with _as_default(tracking_uri):
+                    version = _create_version(client, name, model, info, package_digest, run_id)
             except BaseException:
                 _delete_model(client, model)
                 raise
@@ -260,10 +261,11 @@ def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVe
         return versions[str(number)]
 
 
-def aliases_of(tracking_uri: str, name: str) -> dict[str, str]:
+def aliases_of(tracking_uri: str, name: str) -> dict[str, int]:
     """Return the aliases of a registered model, each with the number of its version."""
     with tracking.plain_errors(tracking_uri):
-        return dict(tracking.client(tracking_uri).get_registered_model(name).aliases)
+        aliases = tracking.client(tracking_uri).get_registered_model(name).aliases
+        return {alias: int(version) for alias, version in aliases.items()}
 
 
 def record_promotion(tracking_uri: str, name: str, *, version: int, is_promoted: bool, reason: str) -> None:
@@ -297,7 +299,7 @@ def fetch(
         )
     with tempfile.TemporaryDirectory(prefix="segfleet-") as folder:
         with tracking.plain_errors(uri), _quiet():
-            location = tracking.client(uri).get_logged_model(str(version.model_id)).artifact_location
+            location = tracking.client(uri).get_model_version_download_uri(name, str(version.version))
             mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/data/{PACKAGE_DIR}", dst_path=folder, tracking_uri=uri
             )
@@ -415,6 +417,15 @@ def _validation_scores(state: Mapping[str, Any]) -> Scores | None:
     return Scores(protocol=protocol, **{name: metrics[name] for name in names})
 
 
+def _check_info(info: Mapping[str, Any]) -> None:
+    """Raise KeyError or TypeError where a part that `_build` does not look at has another form."""
+    texts = (info["weights"]["sha256"], info["store_digest"], info["run_id"])
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("the digests and the run id must be texts")
+    if info["scores"] is not None:
+        Scores.from_dict(info["scores"])
+
+
 def _build(
     info: Mapping[str, Any], weights: bytes, folder: Path, *, device: str | torch.device | None
 ) -> SegmentationModel:
@@ -484,21 +495,7 @@ def _log_model(
     )
     try:
         with tempfile.TemporaryDirectory(prefix="segfleet-") as aside, _quiet():
-            folder = Path(aside) / "model"
-            shutil.copytree(package_dir, package_copy := Path(aside) / PACKAGE_DIR)
-            mlflow.pyfunc.save_model(
-                path=str(folder),
-                loader_module=__name__,
-                data_path=str(package_copy),
-                mlflow_model=Model(
-                    artifact_path=model.artifact_location,
-                    model_uuid=model.model_id,
-                    run_id=run_id or None,
-                    model_id=model.model_id,
-                ),
-                signature=_signature(),
-                pip_requirements=list(_requirements()),
-            )
+            folder = _save_pyfunc(Path(aside), package_dir, model, run_id)
             client.log_model_artifacts(model.model_id, str(folder))
         model = client.finalize_logged_model(model.model_id, "READY")
         if run_id:
@@ -524,33 +521,48 @@ def _create_version(
     package_digest: str,
     run_id: str,
 ) -> ModelVersion:
+    """Make the version; where that fails, a registered model that was made for it goes, too."""
     try:
         client.create_registered_model(
-            name, description="Made by segfleet; the versions carry their scores as tags."
+            name, description="Made by segfleet; each version carries its scores as tags."
         )
+        is_new = True
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {PACKAGE_TAG: package_digest, "store_digest": info["store_digest"], "epoch": str(info["epoch"])}
-    if info["scores"]:
-        scores = Scores.from_dict(info["scores"])
-        tags |= {
-            "miou": f"{scores.miou:.4f}",
-            "mean_accuracy": f"{scores.mean_accuracy:.4f}",
-            "pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
-            "protocol": str(scores.protocol),
-        }
-    client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=run_id or None,
-        tags=tags,
-        description=model_card(info).replace("NAME", name),
-        model_id=model.model_id,
-    )
+        is_new = False
+    try:
+        client.create_model_version(
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run_id or None,
+            tags={PACKAGE_TAG: package_digest, MODEL_ID_TAG: model.model_id, **_version_tags(info)},
+            description=model_card(info).replace("NAME", name),
+            model_id=model.model_id,
+        )
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(MlflowException, OSError):
+                client.delete_registered_model(name)
+        raise
     version = _version_of_package(client, name, package_digest)
     assert version is not None, "the registry answered that it made the version"
+    versions = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
     return version
+
+
+def _version_tags(info: Mapping[str, Any]) -> dict[str, str]:
+    tags = {"store_digest": info["store_digest"], "epoch": str(info["epoch"])}
+    if not info["scores"]:
+        return tags
+    scores = Scores.from_dict(info["scores"])
+    return tags | {
+        "miou": f"{scores.miou:.4f}",
+        "mean_accuracy": f"{scores.mean_accuracy:.4f}",
+        "pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
+        "protocol": str(scores.protocol),
+    }
 
 
 def _link_scores(client: MlflowClient, run_id: str, model: LoggedModel, info: Mapping[str, Any]) -> None:
@@ -572,10 +584,33 @@ def _link_scores(client: MlflowClient, run_id: str, model: LoggedModel, info: Ma
     client.log_batch(run_id, metrics=metrics)
 
 
-def _signature() -> ModelSignature:
-    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), name=None)
-    train_ids = TensorSpec(np.dtype(np.uint8), (-1, -1, -1), name=None)
-    return ModelSignature(inputs=Schema([images]), outputs=Schema([train_ids]))
+def _save_pyfunc(aside: Path, package_dir: Path, model: LoggedModel, run_id: str) -> Path:
+    """Write the package as an MLflow model below `aside` and return that folder."""
+    # Imported here: it takes seconds and warns, and only who registers needs it.
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    folder, package_copy = aside / "model", aside / PACKAGE_DIR
+    shutil.copytree(package_dir, package_copy)
+    uint8 = np.dtype(np.uint8)
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        loader_module=__name__,
+        data_path=str(package_copy),
+        mlflow_model=Model(
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            run_id=run_id or None,
+            model_id=model.model_id,
+        ),
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(uint8, (-1, -1, -1, 3))]),
+            outputs=Schema([TensorSpec(uint8, (-1, -1, -1))]),
+        ),
+        pip_requirements=list(_requirements()),
+    )
+    return folder
 
 
 @functools.cache
@@ -584,8 +619,20 @@ def _requirements() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """Make `uri` MLflow's global store for this block: its registry in a database looks for the model there."""
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        # None, which MLflow's annotation forgets, unsets it.
+        mlflow.set_tracking_uri(before or None)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep MLflow's advice on its own affairs from the terminal."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"mlflow\b.*")
+        warnings.simplefilter("ignore")
         yield

@@ -1,6 +1,7 @@
 """A real MLflow server on 127.0.0.1 for the slow tests, and a small checkpoint for all."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -8,10 +9,117 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from pspnet.labels import IGNORE_INDEX, ClassInfo, ClassTable
+from pspnet.model import PSPNet
+from pspnet.optim import build_optimizer
+from pspnet.store import Store, publish_store, write_shard
+from segfleet.checkpoint import save_checkpoint
+from segfleet.config import TrackingConfig, to_json
+from segfleet.presets import tiny
+
+CLASSES = ClassTable(
+    "three",
+    (
+        ClassInfo("void", 0, IGNORE_INDEX, (0, 0, 0)),
+        ClassInfo("road", 7, 0, (128, 64, 128)),
+        ClassInfo("car", 26, 1, (0, 0, 142)),
+        ClassInfo("sky", 23, 2, (70, 130, 180)),
+    ),
+)
+
+
+def write_checkpoint(folder: Path, *, favourite: int | None = None, seed: int = 0) -> Path:
+    """Save a small network with random weights, or one that sees `favourite` everywhere."""
+    torch.manual_seed(seed)
+    model = PSPNet(CLASSES.num_classes, backbone="resnet18", head_channels=8)
+    if favourite is not None:
+        biases = [(name, tensor) for name, tensor in model.head.named_parameters() if name.endswith("bias")]
+        classifier = [tensor for _, tensor in biases if tensor.shape == (CLASSES.num_classes,)][-1]
+        classifier.data[favourite] = 1e4
+    optimizer = build_optimizer(model, base_lr=0.1, head_lr_factor=1.0, momentum=0.9, weight_decay=0.0)
+    state = {
+        "config": json.loads(to_json(tiny())),
+        "architecture": model.architecture,
+        "class_table": CLASSES.to_dict(),
+        "mean": [100.0, 110.0, 120.0],
+        "std": [50.0, 51.0, 52.0],
+        "store_digest": "5" * 64,
+        "epoch": 2,
+        "iteration": 4,
+        "metrics": {
+            "miou": 0.5,
+            "mean_accuracy": 0.625,
+            "pixel_accuracy": 0.75,
+            "class_iou": {"road": 0.75, "car": 0.25, "sky": None},
+        },
+    }
+    return save_checkpoint(
+        folder, model_state=model.state_dict(), optimizer_state=optimizer.state_dict(), state=state
+    )
+
+
+def images() -> list[np.ndarray]:
+    """Return pictures of three sizes."""
+    random = np.random.default_rng(0)
+    return [
+        random.integers(0, 256, (height, width, 3), np.uint8)
+        for height, width in ((33, 41), (64, 48), (97, 130))
+    ]
+
+
+@pytest.fixture(scope="session", name="write_checkpoint")
+def write_checkpoint_fixture() -> Callable[..., Path]:
+    return write_checkpoint
+
+
+@pytest.fixture(scope="session", name="images")
+def images_fixture() -> list[np.ndarray]:
+    return images()
+
+
+@pytest.fixture(scope="session")
+def class_table() -> ClassTable:
+    return CLASSES
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "epoch_0002")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three labelled validation images: three quarters road, the rest car, a row ignored; and one without a label."""
+    folder = tmp_path_factory.mktemp("store")
+    samples = []
+    for number, image in enumerate(images()):
+        label = np.zeros(image.shape[:2], dtype=np.uint8)
+        label[:, image.shape[1] * 3 // 4 :] = 1
+        label[0] = IGNORE_INDEX
+        samples.append((f"image_{number}", image, label))
+    unlabelled = [("unlabelled", images()[0], None)]
+    aside = folder / "aside"
+    aside.mkdir()
+    splits = {
+        "val": [write_shard(aside / "val.arrow", [*samples, *unlabelled], num_classes=3)],
+        "test": [write_shard(aside / "test.arrow", unlabelled, num_classes=3)],
+    }
+    publish_store(aside, folder / "store", name="three", class_table=CLASSES, splits=splits, source={})
+    return Store.open(folder / "store")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    """A tracking database and registry of the test module's own."""
+    folder = tmp_path_factory.mktemp("tracking")
+    return TrackingConfig(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", storage_dir=str(folder))
 
 
 class Server:

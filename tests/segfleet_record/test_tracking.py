@@ -84,9 +84,11 @@ def test_the_data_set_of_a_run_is_its_store_digest(config: TrackingConfig, run_i
     tracking.log_dataset(
         config.tracking_uri, run_id, name="demo", digest=digest, source="stores/demo", splits={"train": 3}
     )
-    [used] = tracking.client(config.tracking_uri).get_run(run_id).inputs.dataset_inputs
+    inputs = tracking.client(config.tracking_uri).get_run(run_id).inputs
+    assert inputs is not None
+    [used] = inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("demo", digest[:36])
-    assert json.loads(used.dataset.profile) == {"digest": digest, "splits": {"train": 3}}
+    assert json.loads(used.dataset.profile or "") == {"digest": digest, "splits": {"train": 3}}
 
 
 def test_points_texts_and_files_arrive(config: TrackingConfig, run_id: str, tmp_path: Path) -> None:
