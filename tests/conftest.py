@@ -11,43 +11,56 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
-from pspnet.labels import IGNORE_INDEX, ClassInfo, ClassTable
-from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer
-from pspnet.store import Store, publish_store, write_shard
-from segfleet.checkpoint import save_checkpoint
-from segfleet.config import TrackingConfig, to_json
-from segfleet.presets import tiny
+# pspnet and segfleet are imported inside the fixtures: jaxtyping checks only what is imported after this file.
+if TYPE_CHECKING:
+    from pspnet.labels import ClassTable
+    from pspnet.store import Store
+    from segfleet.config import TrackingConfig
 
-CLASSES = ClassTable(
-    "three",
-    (
-        ClassInfo("void", 0, IGNORE_INDEX, (0, 0, 0)),
-        ClassInfo("road", 7, 0, (128, 64, 128)),
-        ClassInfo("car", 26, 1, (0, 0, 142)),
-        ClassInfo("sky", 23, 2, (70, 130, 180)),
-    ),
-)
+IGNORED = 255
+
+
+def three_classes() -> "ClassTable":
+    from pspnet.labels import ClassInfo, ClassTable
+
+    return ClassTable(
+        "three",
+        (
+            ClassInfo("void", 0, IGNORED, (0, 0, 0)),
+            ClassInfo("road", 7, 0, (128, 64, 128)),
+            ClassInfo("car", 26, 1, (0, 0, 142)),
+            ClassInfo("sky", 23, 2, (70, 130, 180)),
+        ),
+    )
 
 
 def write_checkpoint(folder: Path, *, favourite: int | None = None, seed: int = 0) -> Path:
     """Save a small network with random weights, or one that sees `favourite` everywhere."""
+    import torch
+
+    from pspnet.model import PSPNet
+    from pspnet.optim import build_optimizer
+    from segfleet.checkpoint import save_checkpoint
+    from segfleet.config import to_json
+    from segfleet.presets import tiny
+
+    classes = three_classes()
     torch.manual_seed(seed)
-    model = PSPNet(CLASSES.num_classes, backbone="resnet18", head_channels=8)
+    model = PSPNet(classes.num_classes, backbone="resnet18", head_channels=8)
     if favourite is not None:
         biases = [(name, tensor) for name, tensor in model.head.named_parameters() if name.endswith("bias")]
-        classifier = [tensor for _, tensor in biases if tensor.shape == (CLASSES.num_classes,)][-1]
+        classifier = [tensor for _, tensor in biases if tensor.shape == (classes.num_classes,)][-1]
         classifier.data[favourite] = 1e4
     optimizer = build_optimizer(model, base_lr=0.1, head_lr_factor=1.0, momentum=0.9, weight_decay=0.0)
     state = {
         "config": json.loads(to_json(tiny())),
         "architecture": model.architecture,
-        "class_table": CLASSES.to_dict(),
+        "class_table": classes.to_dict(),
         "mean": [100.0, 110.0, 120.0],
         "std": [50.0, 51.0, 52.0],
         "store_digest": "5" * 64,
@@ -85,8 +98,8 @@ def images_fixture() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def class_table() -> ClassTable:
-    return CLASSES
+def class_table() -> "ClassTable":
+    return three_classes()
 
 
 @pytest.fixture(scope="session")
@@ -95,14 +108,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> "Store":
     """Three labelled validation images: three quarters road, the rest car, a row ignored; and one without a label."""
+    from pspnet.store import Store, publish_store, write_shard
+
     folder = tmp_path_factory.mktemp("store")
     samples = []
     for number, image in enumerate(images()):
         label = np.zeros(image.shape[:2], dtype=np.uint8)
         label[:, image.shape[1] * 3 // 4 :] = 1
-        label[0] = IGNORE_INDEX
+        label[0] = IGNORED
         samples.append((f"image_{number}", image, label))
     unlabelled = [("unlabelled", images()[0], None)]
     aside = folder / "aside"
@@ -111,13 +126,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         "val": [write_shard(aside / "val.arrow", [*samples, *unlabelled], num_classes=3)],
         "test": [write_shard(aside / "test.arrow", unlabelled, num_classes=3)],
     }
-    publish_store(aside, folder / "store", name="three", class_table=CLASSES, splits=splits, source={})
+    publish_store(
+        aside, folder / "store", name="three", class_table=three_classes(), splits=splits, source={}
+    )
     return Store.open(folder / "store")
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+def local(tmp_path_factory: pytest.TempPathFactory) -> "TrackingConfig":
     """A tracking database and registry of the test module's own."""
+    from segfleet.config import TrackingConfig
+
     folder = tmp_path_factory.mktemp("tracking")
     return TrackingConfig(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", storage_dir=str(folder))
 

@@ -1,0 +1,161 @@
+"""evaluate, promote, predict and sync_tracking as a person calls them: exit codes, one plain message, results."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspnet.store import Store
+from segfleet.config import TrackingConfig
+from segfleet.registry import aliases_of, package_model, register
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
+)
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a job in this process and return its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(job: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [job, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(JOBS / job), run_name="__main__")
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def name(
+    local: TrackingConfig, write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """A model whose champion sees cars everywhere, and whose challenger sees road, of which there is more."""
+    folder = tmp_path_factory.mktemp("registered")
+    for favourite in (1, 0):
+        checkpoint = write_checkpoint(folder / f"epoch_000{favourite}", favourite=favourite)
+        register(local.tracking_uri, "roads", package_model(checkpoint, folder / f"package_{favourite}"))
+    return "roads"
+
+
+def test_evaluate_prints_the_scores_and_their_protocol(
+    call: Call, local: TrackingConfig, name: str, store: Store, tmp_path: Path
+) -> None:
+    model = f"models:/{name}@challenger"
+    code, out, _ = call(
+        "evaluate.py", "--model", model, "--store", store.path, "--tracking-uri", local.tracking_uri
+    )
+    assert code == 0
+    for text in ("mIoU", "mean accuracy", "pixel accuracy", store.digest[:12], "single-scale", "whole image"):
+        assert text in out
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+        "scores.json",
+        "confusion_matrix.png",
+        "worst.png",
+        "best.png",
+    }
+
+
+def test_promote_refuses_with_3_and_promotes_with_0(
+    call: Call, local: TrackingConfig, name: str, store: Store
+) -> None:
+    arguments = ("--name", name, "--store", store.path, "--tracking-uri", local.tracking_uri)
+    code, out, _ = call("promote.py", *arguments, "--min-gain", 0.9)
+    assert code == 3
+    assert "version 2 refused: mIoU" in out
+    code, out, _ = call("promote.py", *arguments, "--dry-run", "True")
+    assert code == 0
+    assert "would be promoted" in out
+    assert aliases_of(local.tracking_uri, name)["champion"] == 1
+    code, out, _ = call("promote.py", *arguments)
+    assert code == 0
+    assert "version 2 promoted" in out
+    assert aliases_of(local.tracking_uri, name)["champion"] == 2
+
+
+def test_predict_skips_a_bad_picture_and_says_so(
+    call: Call, local: TrackingConfig, name: str, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    pictures, out_dir = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    Image.fromarray(images[0]).save(pictures / "good.jpg")
+    (pictures / "bad.jpg").write_text("no picture")
+    model = ("--model", f"models:/{name}/1", "--tracking-uri", local.tracking_uri)
+    code, out, err = call("predict.py", *model, "--input", pictures, "--output", out_dir)
+    assert code == 0
+    assert "1 pictures segmented" in out
+    assert "1 skipped" in out
+    assert "bad.jpg" in err
+    with Image.open(out_dir / "good_label.png") as label:
+        assert np.unique(np.asarray(label)).tolist() == [26]
+
+    (pictures / "good.jpg").unlink()
+    code, _, err = call("predict.py", *model, "--input", pictures, "--output", out_dir)
+    assert code == 2
+    assert err.startswith("error: At least one picture must be readable")
+
+
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [
+        ("evaluate.py", ("--model", "models:/absent@champion", "--store", "{store}")),
+        ("promote.py", ("--name", "absent", "--store", "{store}")),
+        ("predict.py", ("--model", "models:/absent@champion", "--input", ".", "--output", "out")),
+    ],
+)
+def test_a_model_that_is_not_registered_is_one_plain_message_with_the_names_that_are(
+    call: Call,
+    local: TrackingConfig,
+    name: str,
+    store: Store,
+    job: str,
+    flags: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    given = [flag.format(store=store.path) for flag in flags]
+    code, _, err = call(job, *given, "--tracking-uri", local.tracking_uri)
+    assert code == 2
+    assert err.startswith("error: There is no registered model 'absent'")
+    assert name in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("*"))
+
+
+@pytest.mark.parametrize("job", ["evaluate.py", "promote.py"])
+def test_a_store_that_is_not_there_is_one_plain_message(call: Call, job: str, tmp_path: Path) -> None:
+    which = ("--model", "models:/x@y") if job == "evaluate.py" else ("--name", "x")
+    code, _, err = call(job, *which, "--store", tmp_path / "absent")
+    assert code == 2
+    assert "absent" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("job", ["evaluate.py", "promote.py", "predict.py", "sync_tracking.py"])
+def test_help_explains_every_flag(call: Call, job: str) -> None:
+    code, out, _ = call(job, "--help")
+    assert code == 0
+    assert "MLflow server or database" in " ".join(out.replace("│", " ").split())
+
+
+def test_sync_tracking_without_anything_to_send_says_so(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("sync_tracking.py", "--storage-dir", tmp_path)
+    assert code == 0
+    assert "0 of 0 unsent runs" in out
+    code, _, err = call("sync_tracking.py", "--storage-dir", tmp_path / "absent")
+    assert code == 2
+    assert "absent" in err

@@ -1,0 +1,96 @@
+"""Laws of the evaluation: every labelled pixel once, the protocol with the numbers, pictures beside them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspnet.errors import InputError
+from pspnet.labels import ClassTable
+from pspnet.store import Store, publish_store, write_shard
+from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.registry import SegmentationModel, load_package, package_model
+from segfleet.scores import Protocol, Scores
+
+
+@pytest.fixture(scope="module")
+def model(
+    write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> SegmentationModel:
+    """A model that sees road everywhere."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    checkpoint = write_checkpoint(folder / "epoch_0001", favourite=0)
+    return load_package(package_model(checkpoint, folder / "package"), device="cpu")
+
+
+def protocol(store: Store, split: str = "val") -> Protocol:
+    return Protocol(store_digest=store.digest, split=split)
+
+
+def test_the_scores_are_those_of_all_labelled_pixels(
+    model: SegmentationModel, store: Store, images: list[np.ndarray]
+) -> None:
+    evaluation = evaluate_model(model, store, protocol(store))
+    num_valid = sum((image.shape[0] - 1) * image.shape[1] for image in images)
+    num_road = sum((image.shape[0] - 1) * (image.shape[1] * 3 // 4) for image in images)
+    assert evaluation.confusion.tolist() == [[num_road, 0, 0], [num_valid - num_road, 0, 0], [0, 0, 0]]
+    scores = evaluation.scores
+    assert scores.class_iou == {"road": num_road / num_valid, "car": 0.0, "sky": None}
+    assert scores.miou == pytest.approx(num_road / num_valid / 2)
+    assert scores.pixel_accuracy == pytest.approx(num_road / num_valid)
+    assert scores.mean_accuracy == pytest.approx(0.5)
+    assert sorted(evaluation.image_miou) == [0, 1, 2]
+
+
+def test_what_is_written_reads_back_and_the_pictures_open(
+    model: SegmentationModel, store: Store, tmp_path: Path
+) -> None:
+    evaluation = evaluate_model(model, store, protocol(store))
+    paths = write_evaluation(evaluation, model, store, tmp_path / "out", num_examples=2)
+    record = json.loads(paths[0].read_text())
+    assert Scores.from_dict(record["scores"]) == evaluation.scores
+    assert set(record["images"]) == {"image_0", "image_1", "image_2"}
+    for path in paths[1:]:
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 100
+    table = scores_table(evaluation.scores)
+    assert "does not occur" in table
+    assert "whole image" in table
+    assert "without flip" in table
+
+
+def test_a_split_without_labels_is_refused(model: SegmentationModel, store: Store) -> None:
+    with pytest.raises(InputError, match="none of the 1 images of 'test' has one"):
+        evaluate_model(model, store, protocol(store, "test"))
+
+
+def test_a_split_that_is_not_there_is_refused(model: SegmentationModel, store: Store) -> None:
+    with pytest.raises(InputError, match="val"):
+        evaluate_model(model, store, protocol(store, "nothing"))
+
+
+def test_a_store_with_other_classes_is_refused(
+    model: SegmentationModel, class_table: ClassTable, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    label = np.zeros(images[0].shape[:2], np.uint8)
+    shard = write_shard(aside / "val.arrow", [("a", images[0], label)], num_classes=2)
+    fewer = ClassTable("two", tuple(info for info in class_table.classes if info.name != "sky"))
+    publish_store(
+        aside, tmp_path / "store", name="two", class_table=fewer, splits={"val": [shard]}, source={}
+    )
+    other = Store.open(tmp_path / "store")
+    with pytest.raises(InputError, match=r"has 3 classes and .* has 2"):
+        evaluate_model(model, other, protocol(other))
+
+
+def test_flip_and_windows_are_part_of_the_protocol(store: Store) -> None:
+    text = str(Protocol(store_digest=store.digest, split="val", flip=True, window=129, scales=(0.5, 1.0)))
+    assert "with flip" in text
+    assert "sliding window 129" in text
+    assert "scales 0.5, 1.0" in text
