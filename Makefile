@@ -1,0 +1,48 @@
+# What people run and what CI runs. `make demo` and `make test` need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help install demo demo-stop test test-slow check format
+
+help:
+	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
+	@echo "make demo-stop  end the servers that make demo started"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the tests through real Ray clusters and MLflow servers"
+	@echo "make check      format, lint, types, import contracts, fast tests"
+	@echo "make format     put the code into the form that make check wants"
+	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "error: Python 3.11 or newer is needed. Say which: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python jobs/demo.py
+
+demo-stop: install
+	$(BIN)/python jobs/demo_stop.py
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
