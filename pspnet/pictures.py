@@ -4,6 +4,7 @@ Axes: h w pixels, c classes.
 """
 
 # ruff: noqa: F722
+import bisect
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -180,12 +181,14 @@ def _text_width(text: str, size: int) -> int:
 
 def _shortened(text: str, size: int, width: int) -> str:
     """Return `text`, with a middle part left out where it is wider than `width` pixels."""
-    kept = len(text)
-    short = text
-    while _text_width(short, size) > width and kept > 2:
-        kept -= 1
-        short = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
-    return short
+    if _text_width(text, size) <= width:
+        return text
+
+    def shortened_to(kept: int) -> str:
+        return text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
+
+    too_long = bisect.bisect(range(len(text)), width, key=lambda kept: _text_width(shortened_to(kept), size))
+    return shortened_to(max(0, too_long - 1))
 
 
 def _score(label: np.ndarray | None, prediction: np.ndarray) -> str:

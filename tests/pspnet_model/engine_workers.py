@@ -1,0 +1,167 @@
+"""What a process of a test's DDP group executes: importable by name, since each is a new Python."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from pspnet.data import Batch
+from pspnet.engine import DivergedError, evaluate, parallelise, train_one_epoch
+from pspnet.labels import IGNORE_INDEX
+from pspnet.model import PSPNet
+from pspnet.optim import build_optimizer
+from pspnet.store import Split
+
+NUM_CLASSES = 4
+GLOBAL_BATCH_SIZE = 4
+NUM_ITERATIONS = 3
+MEAN, STD = (120.0, 110.0, 100.0), (60.0, 61.0, 62.0)
+
+
+class Pictures(Split):
+    """Random images of different sizes, read-only like a store's."""
+
+    def __init__(self, num_images: int) -> None:
+        random = np.random.default_rng(1)
+        self._name = "random"
+        self.pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
+        for index in range(num_images):
+            size = (40 + 3 * index, 57 - index)
+            image = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            label = random.choice([0, 1, 2, 3, IGNORE_INDEX], size=size).astype(np.uint8)
+            image.flags.writeable = label.flags.writeable = False
+            self.pairs.append((image, label))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        return f"image{index}"
+
+    def image(self, index: int) -> np.ndarray:
+        return self.pairs[index][0]
+
+    def label(self, index: int) -> np.ndarray | None:
+        return self.pairs[index][1]
+
+
+def new_model() -> PSPNet:
+    torch.manual_seed(0)
+    return PSPNet(NUM_CLASSES, backbone="resnet18", head_channels=8, dropout=0.0)
+
+
+def batches(rank: int, world_size: int) -> Iterator[Batch]:
+    for iteration in range(NUM_ITERATIONS):
+        numbers = range(iteration * GLOBAL_BATCH_SIZE, (iteration + 1) * GLOBAL_BATCH_SIZE)
+        names = [f"image{number}" for number in numbers[rank::world_size]]
+        empty = [torch.zeros(3, 1, 1, dtype=torch.uint8)] * len(names)
+        yield Batch(windows=empty, targets=empty, samples=[], names=names)
+
+
+def prepare(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Make image and target of each name; odd ones are nearly all ignored, so workers' shares differ much."""
+    images, targets = [], []
+    for name in batch.names:
+        number = int(name.removeprefix("image"))
+        random = torch.Generator().manual_seed(number)
+        images.append(torch.randn(3, 33, 33, generator=random, dtype=torch.float64))
+        target = torch.randint(0, NUM_CLASSES, (33, 33), generator=random)
+        target[: 30 * (number % 2)] = IGNORE_INDEX
+        targets.append(target)
+    return torch.stack(images), torch.stack(targets)
+
+
+def prepare_with_a_nan(batch: Batch) -> tuple[Tensor, Tensor]:
+    images, target = prepare(batch)
+    if "image5" in batch.names:
+        images[batch.names.index("image5")] = torch.nan
+    return images, target
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Let BatchNorm use its running statistics in training too, so that it knows nothing of the other images."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
+
+
+def trained(
+    rank: int, world_size: int, prepare: Callable[[Batch], tuple[Tensor, Tensor]] = prepare
+) -> dict[str, Any]:
+    """Train a few iterations in float64 and return everything that workers must agree on."""
+    model = new_model().double()
+    freeze_batchnorm(model)
+    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10, momentum=0.9, weight_decay=1e-4)
+    losses: list[float] = []
+    error, stats = None, None
+    try:
+        stats = train_one_epoch(
+            parallelise(model, "cpu"),
+            optimizer,
+            batches(rank, world_size),
+            prepare=prepare,
+            epoch=0,
+            start_iteration=2,
+            max_iterations=10,
+            power=0.9,
+            aux_loss_weight=0.4,
+            on_iteration=lambda iteration: losses.append(iteration.loss),
+        )
+    except DivergedError as diverged:
+        error = (diverged.iteration, diverged.names)
+    return {
+        "weights": {name: value.detach().contiguous() for name, value in model.state_dict().items()},
+        "losses": losses,
+        "error": error,
+        "loss": None if stats is None else stats.loss,
+        "lr": None if stats is None else stats.lr,
+    }
+
+
+def counted(rank: int, world_size: int, num_images: int) -> Tensor:
+    """Return the confusion counts of a model after an evaluation by all workers."""
+    pictures = Pictures(num_images)
+    confusion = evaluate(
+        new_model(),
+        pictures,
+        indices=range(num_images)[rank::world_size],
+        mean=MEAN,
+        std=STD,
+        device="cpu",
+    )
+    return confusion.counts
+
+
+def run_worker(rank: int, folder: str) -> None:
+    """Evaluate by three workers; then train and evaluate by the first two of them."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    for world_size in (3, 2):
+        if rank >= world_size:
+            return
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/group{world_size}", rank=rank, world_size=world_size
+        )
+        results: dict[str, Any] = {f"counts{n}": counted(rank, world_size, n) for n in (5, 2)}
+        if world_size == 2:
+            results["trained"] = trained(rank, world_size)
+            results["diverged"] = trained(rank, world_size, prepare_with_a_nan)
+        torch.save(results, Path(folder) / f"{world_size}_{rank}.pt")
+        dist.destroy_process_group()
+
+
+def run_group(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """Run all workers and return their results by (world_size, rank)."""
+    spawn(run_worker, args=(str(folder),), nprocs=3)
+    return {
+        (world_size, rank): torch.load(folder / f"{world_size}_{rank}.pt", weights_only=True)
+        for world_size in (2, 3)
+        for rank in range(world_size)
+    }

@@ -1,0 +1,213 @@
+"""Workers of a group compute what one process computes; a training falls, diverges and is timed as it says."""
+
+import copy
+import itertools
+import math
+import pickle
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pspnet.data import Batch
+from pspnet.engine import (
+    DivergedError,
+    IterationStats,
+    evaluate,
+    parallelise,
+    seed_everything,
+    train_one_epoch,
+)
+from pspnet.errors import InputError
+from pspnet.inference import predict_logits
+from pspnet.labels import IGNORE_INDEX
+from pspnet.model import PSPNet
+from pspnet.optim import build_optimizer, poly_factor
+from tests.pspnet_model import engine_workers
+from tests.pspnet_model.engine_workers import MEAN, NUM_CLASSES, STD, Pictures
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Any]]:
+    return engine_workers.run_group(tmp_path_factory.mktemp("group"))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return engine_workers.trained(rank=0, world_size=1)
+
+
+def test_two_workers_train_the_weights_of_one(group: dict, alone: dict[str, Any]) -> None:
+    """With BatchNorm on its running statistics (else each CPU worker has its own), in float64, over three steps.
+
+    The workers' shares of valid pixels differ ten to one, so that gradients averaged per worker would show.
+    """
+    initial = engine_workers.new_model().double().state_dict()
+    for rank in (0, 1):
+        theirs = group[2, rank]["trained"]
+        assert theirs["losses"] == pytest.approx(alone["losses"], rel=1e-12)
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(theirs["weights"][name], weight, rtol=1e-9, atol=1e-12)
+    moved = (alone["weights"]["backbone.conv1.weight"] - initial["backbone.conv1.weight"]).abs().max()
+    assert moved > 1e-3
+
+
+def test_all_workers_report_the_same_losses_and_end_with_the_same_bits(group: dict) -> None:
+    first, second = (group[2, rank]["trained"] for rank in (0, 1))
+    assert first["losses"] == second["losses"]
+    assert first["loss"] == second["loss"] == pytest.approx(np.mean(first["losses"]))
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+
+
+@pytest.mark.parametrize("num_images", [5, 2])
+def test_one_two_and_three_workers_count_the_same_confusion(group: dict, num_images: int) -> None:
+    """Also where a worker of the three has no image."""
+    expected = engine_workers.counted(rank=0, world_size=1, num_images=num_images)
+    pictures = Pictures(num_images)
+    valid = sum(int((label != IGNORE_INDEX).sum()) for _, label in pictures.pairs if label is not None)
+    assert int(expected.sum()) == valid
+    for results in group.values():
+        assert torch.equal(results[f"counts{num_images}"], expected)
+
+
+def test_all_workers_raise_when_the_loss_of_one_is_not_finite(group: dict) -> None:
+    """Image 5 is in the second worker's share of iteration 1 (3 from the start): images 5 and 7."""
+    untouched = engine_workers.trained(rank=0, world_size=1, prepare=engine_workers.prepare_with_a_nan)
+    assert untouched["error"] == (3, ["image4", "image5", "image6", "image7"])
+    for rank in (0, 1):
+        assert group[2, rank]["diverged"]["error"] == (3, ["image5", "image7"])
+        for weight in group[2, rank]["diverged"]["weights"].values():
+            assert weight.isfinite().all()
+
+
+def test_a_diverged_error_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(DivergedError(7, ["a", "b"])))  # noqa: S301
+    assert (error.iteration, error.names) == (7, ["a", "b"])
+    assert "iteration 7" in str(error)
+
+
+def test_the_learning_rate_follows_poly_over_the_whole_training(alone: dict[str, Any]) -> None:
+    assert alone["lr"] == pytest.approx(0.02 * poly_factor(2 + engine_workers.NUM_ITERATIONS - 1, 10, 0.9))
+
+
+def epoch_of(model: PSPNet, batches: Iterable[Batch], **changes: Any) -> Any:
+    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10, momentum=0.9, weight_decay=1e-4)
+    arguments: dict[str, Any] = {
+        "prepare": engine_workers.prepare,
+        "epoch": 0,
+        "start_iteration": 0,
+        "max_iterations": 10,
+        "power": 0.9,
+        "aux_loss_weight": 0.4,
+    }
+    return train_one_epoch(model, optimizer, batches, **arguments | changes)
+
+
+def test_a_training_again_from_the_same_seed_is_equal_bit_by_bit() -> None:
+    weights = []
+    for _ in range(2):
+        seed_everything(3)
+        model = PSPNet(NUM_CLASSES, backbone="resnet18", head_channels=8, dropout=0.5).double()
+        assert parallelise(model, "cpu") is model
+        stats = epoch_of(model, engine_workers.batches(0, 1))
+        weights.append((stats.loss, copy.deepcopy(model.state_dict())))
+    assert weights[0][0] == weights[1][0]
+    assert all(torch.equal(weights[0][1][name], weights[1][1][name]) for name in weights[0][1])
+
+
+def test_four_images_are_learnt_by_heart() -> None:
+    """Thirty steps on the same images, whose colour tells the class: the loss falls to a third."""
+    torch.manual_seed(0)
+    target = torch.zeros(4, 33, 33).long()
+    target[:, :, 16:] = 1
+    target[2:, 16:] = 2
+    images = torch.stack([(target == train_id).float() for train_id in range(3)], dim=1)
+    steps: list[IterationStats] = []
+    epoch_of(
+        engine_workers.new_model(),
+        itertools.repeat(next(engine_workers.batches(0, 1)), 30),
+        prepare=lambda _: (images, target),
+        max_iterations=30,
+        on_iteration=steps.append,
+    )
+    assert steps[-1].loss < steps[0].loss / 3
+    assert steps[0].loss == pytest.approx(steps[0].main_loss + 0.4 * steps[0].aux_loss)
+    assert [step.iteration for step in steps] == list(range(30))
+
+
+def prepare_in_float32(batch: Batch) -> tuple[Tensor, Tensor]:
+    images, target = engine_workers.prepare(batch)
+    return images.float(), target
+
+
+def test_bf16_trains_close_to_fp32() -> None:
+    stats = []
+    for precision in ("fp32", "bf16"):
+        model = engine_workers.new_model()
+        stats.append(
+            epoch_of(
+                model,
+                engine_workers.batches(0, 1),
+                prepare=prepare_in_float32,
+                precision=precision,
+            )
+        )
+    assert stats[1].loss == pytest.approx(stats[0].loss, rel=0.05)
+
+
+def test_the_wait_for_data_is_measured() -> None:
+    def slow() -> Iterator[Batch]:
+        for batch in engine_workers.batches(0, 1):
+            time.sleep(0.05)
+            yield batch
+
+    stats = epoch_of(engine_workers.new_model().double(), slow())
+    assert stats.iterations == engine_workers.NUM_ITERATIONS
+    assert 0.05 * stats.iterations <= stats.data_wait_s
+    assert 0 < stats.images_per_s < 4 / 0.05
+
+
+def test_one_image_per_worker_is_refused_with_a_remedy_before_the_first_step() -> None:
+    model = engine_workers.new_model().double()
+    before = copy.deepcopy(model.state_dict())
+    batches = engine_workers.batches(0, engine_workers.GLOBAL_BATCH_SIZE)
+    with pytest.raises(InputError, match="at least 2 images at a time"):
+        epoch_of(model, batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_evaluation_is_the_argmax_of_the_whole_images_and_leaves_the_model_as_it_was() -> None:
+    model = engine_workers.new_model().train()
+    pictures = Pictures(2)
+    confusion = evaluate(model, pictures, indices=[1], mean=MEAN, std=STD, device="cpu")
+    assert model.training
+    image, label = pictures.pairs[1]
+    assert label is not None
+    prediction = predict_logits(model, image, mean=MEAN, std=STD, device="cpu").argmax(0).numpy()
+    valid = label != IGNORE_INDEX
+    for wanted in range(NUM_CLASSES):
+        for predicted in range(NUM_CLASSES):
+            expected = int(((label == wanted) & (prediction == predicted) & valid).sum())
+            assert int(confusion.counts[wanted, predicted]) == expected
+    assert math.isfinite(confusion.miou)
+
+
+def test_an_image_without_label_is_not_evaluated_silently() -> None:
+    pictures = Pictures(1)
+    pictures.pairs[0] = (pictures.pairs[0][0], None)
+    with pytest.raises(ValueError, match="image0 has none"):
+        evaluate(engine_workers.new_model(), pictures, indices=[0], mean=MEAN, std=STD, device="cpu")
+
+
+def test_seeds_make_equal_weights() -> None:
+    states = []
+    for seed in (1, 1, 2):
+        seed_everything(seed)
+        states.append(PSPNet(2, backbone="resnet18", head_channels=8).state_dict())
+    assert torch.equal(states[0]["backbone.conv1.weight"], states[1]["backbone.conv1.weight"])
+    assert not torch.equal(states[0]["backbone.conv1.weight"], states[2]["backbone.conv1.weight"])

@@ -1,0 +1,141 @@
+"""Predictions by strips, windows, mirror images and scales are what their definitions say."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pspnet.errors import InputError
+from pspnet.inference import argmax_by_strips, normalised, predict, predict_logits, window_starts
+from pspnet.loss import CELLS_PER_STRIP
+from pspnet.model import PSPNet, upsampled
+
+MEAN, STD = (120.0, 110.0, 100.0), (60.0, 61.0, 62.0)
+HOW: dict[str, Any] = {"mean": MEAN, "std": STD, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model() -> PSPNet:
+    torch.manual_seed(0)
+    return PSPNet(5, backbone="resnet18", head_channels=8).eval()
+
+
+def image_of(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("num_cells", [1, 2, CELLS_PER_STRIP, CELLS_PER_STRIP + 1, 3 * CELLS_PER_STRIP])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_the_argmax_by_strips_is_that_of_the_upsampled_logits(num_cells: int, cut: int) -> None:
+    logits = torch.randn(2, 5, num_cells, 4, generator=torch.Generator().manual_seed(num_cells))
+    height, width = max(1, 8 * (num_cells - 1) + 1 - cut), 25 - cut
+    expected = upsampled(logits, 8).argmax(1)[:, :height, :width]
+    assert torch.equal(argmax_by_strips(logits, 8, height, width).long(), expected)
+
+
+@pytest.mark.parametrize("size", [(65, 65), (48, 77), (9, 5), (1, 1)])
+@pytest.mark.parametrize(
+    "how", [{}, {"flip": True}, {"crop_size": 33}, {"scales": (0.5, 1.25), "flip": True}]
+)
+def test_a_prediction_is_the_argmax_of_its_logits(
+    model: PSPNet, size: tuple[int, int], how: dict[str, Any]
+) -> None:
+    image = image_of(*size)
+    logits = predict_logits(model, image, **HOW, **how)
+    prediction = predict(model, image, **HOW, **how)
+    assert logits.shape == (5, *size)
+    assert prediction.dtype == np.uint8
+    assert np.array_equal(prediction, logits.argmax(0).numpy())
+
+
+def test_logits_of_one_whole_view_are_the_networks(model: PSPNet) -> None:
+    image = image_of(40, 57)
+    pixels = (torch.tensor(image).float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    with torch.no_grad():
+        expected = model(pixels.permute(2, 0, 1)[None]).logits[0]
+    torch.testing.assert_close(predict_logits(model, image, **HOW), expected)
+
+
+def test_flip_averages_the_softmax_of_the_image_and_its_mirror_image(model: PSPNet) -> None:
+    image = image_of(40, 57)
+    plain = predict_logits(model, image, **HOW).softmax(0)
+    mirrored = predict_logits(model, np.ascontiguousarray(image[:, ::-1]), **HOW).softmax(0).flip(2)
+    both = predict_logits(model, image, **HOW, flip=True).softmax(0)
+    torch.testing.assert_close(both, (plain + mirrored) / 2)
+    turned = predict_logits(model, np.ascontiguousarray(image[:, ::-1]), **HOW, flip=True).softmax(0)
+    torch.testing.assert_close(turned.flip(2), both)
+
+
+def test_scales_average_the_softmax_of_the_resized_images(model: PSPNet) -> None:
+    image = image_of(40, 57)
+    expected = torch.zeros(5, 40, 57)
+    with torch.no_grad():
+        for size in ((40, 57), (20, 28)):
+            pixels = functional.interpolate(normalised(image, MEAN, STD, "cpu"), size, mode="bilinear")
+            scores = model(pixels).logits.softmax(1)
+            expected += functional.interpolate(scores, (40, 57), mode="bilinear")[0] / 2
+    logits = predict_logits(model, image, **HOW, scales=(1.0, 0.5))
+    torch.testing.assert_close(logits.softmax(0), expected)
+
+
+def test_a_window_larger_than_the_image_is_the_image_continued_with_the_mean(model: PSPNet) -> None:
+    image = image_of(20, 33)
+    continued = torch.zeros(1, 3, 41, 41)
+    continued[:, :, :20, :33] = normalised(image, MEAN, STD, "cpu")
+    with torch.no_grad():
+        expected = model(continued).logits.softmax(1)[0, :, :20, :33]
+    torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=41).softmax(0), expected)
+
+
+def test_windows_average_where_they_overlap(model: PSPNet) -> None:
+    """A side of 49 by windows of 33: one at 0 and one flush with the end, at 16; 33 x 33 high and wide."""
+    image = image_of(33, 49)
+    left, right = (
+        predict_logits(model, np.ascontiguousarray(image[:, begin : begin + 33]), **HOW).softmax(0)
+        for begin in (0, 16)
+    )
+    expected = torch.cat([left[..., :16], (left[..., 16:] + right[..., :17]) / 2, right[..., 17:]], dim=2)
+    torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=33).softmax(0), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_size", "starts"),
+    [
+        (33, 33, [0]),
+        (20, 33, [0]),
+        (34, 33, [0, 1]),
+        (100, 30, [0, 20, 40, 60, 70]),
+        (90, 30, [0, 20, 40, 60]),
+    ],
+)
+def test_windows_begin_every_two_thirds_and_end_with_the_image(
+    size: int, crop_size: int, starts: list[int]
+) -> None:
+    assert window_starts(size, crop_size) == starts
+
+
+def test_predicting_leaves_the_mode_of_the_model_as_it_was(model: PSPNet) -> None:
+    for mode in (True, False):
+        model.train(mode)
+        buffers = {name: value.clone() for name, value in model.named_buffers()}
+        predict(model, image_of(33, 33), **HOW)
+        assert model.training is mode
+        assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    model.eval()
+
+
+def test_a_read_only_image_can_be_predicted(model: PSPNet) -> None:
+    image = image_of(33, 33)
+    expected = predict(model, image, **HOW)
+    image.flags.writeable = False
+    assert np.array_equal(predict(model, image, **HOW), expected)
+
+
+def test_scales_and_windows_that_cannot_be_are_refused(model: PSPNet) -> None:
+    for scales in ((), (0.0,), (1.0, -1.0)):
+        with pytest.raises(InputError, match="scales must be one or more positive numbers"):
+            predict(model, image_of(9, 9), **HOW, scales=scales)
+    with pytest.raises(InputError, match="crop_size must be positive, but got -3"):
+        predict(model, image_of(9, 9), **HOW, crop_size=-3)

@@ -1,0 +1,56 @@
+"""Groups, schedule and steps are the formulas, by hand."""
+
+import pytest
+import torch
+
+from pspnet.model import PSPNet
+from pspnet.optim import build_optimizer, parameter_groups, poly_factor, set_lr
+
+
+def test_the_backbone_learns_at_base_lr_and_everything_else_at_ten_times_that() -> None:
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    backbone, heads = parameter_groups(model, base_lr=0.01, head_lr_factor=10)
+    assert (backbone["lr"], heads["lr"]) == (0.01, pytest.approx(0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    in_backbone = {names[id(parameter)] for parameter in backbone["params"]}
+    in_heads = {names[id(parameter)] for parameter in heads["params"]}
+    assert in_backbone == {name for name in names.values() if name.startswith("backbone.")}
+    assert in_heads == set(names.values()) - in_backbone
+    assert any(name.startswith("aux_head.") for name in in_heads)
+    assert len(backbone["params"]) + len(heads["params"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "power", "factor"),
+    [(0, 0.9, 1.0), (50, 1.0, 0.5), (75, 2.0, 0.0625), (50, 0.9, 0.5**0.9), (100, 0.9, 0.0)],
+)
+def test_poly_is_one_minus_progress_to_the_power(iteration: int, power: float, factor: float) -> None:
+    assert poly_factor(iteration, 100, power) == pytest.approx(factor)
+
+
+def test_the_schedule_starts_from_the_initial_rate_whatever_was_set_before() -> None:
+    optimizer = build_optimizer(
+        PSPNet(3, backbone="resnet18"), base_lr=0.01, head_lr_factor=10, momentum=0.9, weight_decay=1e-4
+    )
+    for factor in (0.5, 0.25):
+        set_lr(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.01 * factor, 0.1 * factor]
+        )
+
+
+def test_two_steps_of_sgd_by_hand() -> None:
+    """d = g + wd * w; v = momentum * v + d; w -= lr * v."""
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    optimizer = build_optimizer(model, base_lr=0.1, head_lr_factor=2, momentum=0.9, weight_decay=0.01)
+    for weight, lr in ((model.backbone.bn1.weight, 0.1), (model.head.norm.weight, 0.2)):
+        with torch.no_grad():
+            weight.fill_(1.0)
+        for gradient in (0.5, -0.25):
+            optimizer.zero_grad()
+            weight.grad = torch.full_like(weight, gradient)
+            optimizer.step()
+        first = 0.5 + 0.01
+        after_first = 1 - lr * first
+        second = 0.9 * first - 0.25 + 0.01 * after_first
+        torch.testing.assert_close(weight[0].item(), after_first - lr * second, rtol=1e-6, atol=0)
