@@ -249,7 +249,7 @@ def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVe
                 + (f"There are: {', '.join(names)}." if names else "None is registered there yet.")
             ) from error
         number = registered.aliases.get(alias_or_version, alias_or_version)
-        versions = {str(item.version): item for item in client.search_model_versions(f"name='{name}'")}
+        versions = {str(item.version) for item in client.search_model_versions(f"name='{name}'")}
         if str(number) not in versions:
             aliases = [
                 f"{name}@{alias} (version {number})" for alias, number in sorted(registered.aliases.items())
@@ -258,7 +258,7 @@ def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVe
                 f"The registered model {name!r} has no version or alias {alias_or_version!r}. There are: "
                 f"{', '.join([*aliases, *(f'{name}/{number}' for number in sorted(versions, key=int))])}."
             )
-        return versions[str(number)]
+        return client.get_model_version(name, str(number))  # a search leaves the aliases out
 
 
 def aliases_of(tracking_uri: str, name: str) -> dict[str, int]:

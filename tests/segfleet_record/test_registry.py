@@ -124,6 +124,8 @@ def test_the_first_version_is_challenger_and_champion_and_the_next_challenger_on
     other = package_model(write_checkpoint(tmp_path / "epoch_0001", favourite=1), tmp_path / "package")
     assert register(local.tracking_uri, "first", other) == 2
     assert registry.aliases_of(local.tracking_uri, "first") == {"challenger": 2, "champion": 1}
+    found = registry.find_version(local.tracking_uri, "first", "champion")
+    assert (int(found.version), found.aliases) == (1, ["champion"])
     # the old package again: found, not doubled, and it does not become the challenger again
     assert register(local.tracking_uri, "first", package) == 1
     assert registry.aliases_of(local.tracking_uri, "first") == {"challenger": 2, "champion": 1}
