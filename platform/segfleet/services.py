@@ -253,9 +253,11 @@ def _start(folder: Path, service: Service, command: Sequence[str], environment: 
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         if answers(_probe(service), token=service.token):
+            process.returncode = 0  # it outlives us: Python need not warn that nobody waits for it
             return service
         time.sleep(0.3)
     end(folder, service)
+    process.wait()
     last_lines = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
     raise RuntimeError(f"{service.name} did not come up; the end of {log_path}:\n{last_lines}")
 
