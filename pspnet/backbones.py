@@ -12,7 +12,6 @@ from urllib.error import URLError
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -169,6 +168,9 @@ def _download(backbone: ResNet) -> Mapping[str, Tensor]:
             'model.backbone_weights "imagenet" are torchvision\'s, which have the plain stem, but the model '
             "has the deep one. Give a file, or leave the deep stem out."
         )
+    # Here, because it takes as long to import as torch itself, in every worker of every trial.
+    import torchvision.models
+
     weights = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
