@@ -94,7 +94,7 @@ def decide_rung(value: float, others: Sequence[float], *, epoch: int, reduction_
     if not others:
         return Decision(stop=False, reason=f"first at the rung of epoch {epoch}, mIoU {value:.4f}")
     bar = float(np.percentile(others, (1 - 1 / reduction_factor) * 100))
-    compared = f"mIoU {value:.4f} at the rung of epoch {epoch}, bar {bar:.4f} (best 1/{reduction_factor} of {len(others)})"
+    compared = f"mIoU {value:.4f} at the rung of epoch {epoch}, bar {bar:.4f} of {len(others)} others"
     return Decision(stop=value < bar, reason=compared)
 
 
@@ -126,6 +126,15 @@ class Study:
         """What ties MLflow runs to this study for ever: a deleted study begins new runs."""
         return f"study/{self.name}/{self._study.user_attrs['key']}"
 
+    @property
+    def rungs(self) -> list[int]:
+        """Epochs at which trials are compared."""
+        return rungs(
+            min_epochs=self._config.min_epochs,
+            max_epochs=self._config.training.schedule.num_epochs,
+            reduction_factor=self._config.reduction_factor,
+        )
+
     def unfinished(self) -> list[Proposal]:
         """Return the trials that an earlier process began and did not end: they go on under the same number."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -154,19 +163,12 @@ class Study:
 
     def report(self, number: int, *, epoch: int, miou: float) -> Decision:
         """Store the mIoU of a trial after `epoch` epochs and decide whether it goes on."""
-        config = self._config
         recorded = _mious(self._study.get_trials(deepcopy=False)[number])
         if epoch in recorded:
             stop = self._trial(number).user_attrs.get("stop", "")
             return Decision(stop=bool(stop), reason=stop or f"epoch {epoch} was decided before")
         self._trial(number).report(miou, step=epoch)
-        for rung in reversed(
-            rungs(
-                min_epochs=config.min_epochs,
-                max_epochs=config.training.schedule.num_epochs,
-                reduction_factor=config.reduction_factor,
-            )
-        ):
+        for rung in reversed(self.rungs):
             if epoch < rung or _value_at(recorded, rung) is not None:
                 continue
             others = [
@@ -174,7 +176,7 @@ class Study:
                 for trial in self._study.get_trials(deepcopy=False)
                 if trial.number != number and (value := _value_at(_mious(trial), rung)) is not None
             ]
-            decision = decide_rung(miou, others, epoch=rung, reduction_factor=config.reduction_factor)
+            decision = decide_rung(miou, others, epoch=rung, reduction_factor=self._config.reduction_factor)
             if decision.stop:
                 self.note(number, {"stop": decision.reason})
             return decision

@@ -1,0 +1,366 @@
+"""A search: Ray Tune executes the trials, the study decides, MLflow remembers.
+
+`run_search` is the whole of it. Tune keeps nothing that is needed: after any death the same call starts a fresh
+Tuner, finished trials are not run again and unfinished ones go on from their checkpoint under the same MLflow run.
+"""
+
+import contextlib
+import math
+import shutil
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from pspnet.pictures import panel
+from pspnet.store import Store
+from segfleet import cluster, registry, tracking, trainer
+from segfleet.config import SearchConfig, TrainingConfig, flat, from_json, override, to_json
+from segfleet.search_report import draw_study, leaderboard_table
+from segfleet.study import Proposal, Reason, Study, TrialRecord
+
+NUM_PANEL_IMAGES = 6
+DRIVER_RESOURCES = {"memory": 1}
+"""What a trial's driver reserves: one byte, because Tune refuses nothing, and a CPU would be missing to a worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found."""
+
+    study: str
+    leaderboard: list[TrialRecord]
+    best: TrialRecord | None
+    """The complete trial with the highest mIoU; None where none completed."""
+
+    run_id: str
+    """MLflow run of the study, the parent of the trials' runs."""
+
+    tracking_uri: str
+    num_trained: int
+    """Trials that this call trained; 0 where the study was finished before."""
+
+    study_picture: Path
+    model_version: str = ""
+    """models:/name/version, "" where none was registered."""
+
+    aliases: tuple[str, ...] = ()
+    panel_path: Path | None = None
+    """Picture of the best model: image | label | prediction | error for fixed validation images."""
+
+
+def run_search(config: SearchConfig) -> SearchResult:
+    """Bring the study to `config.num_trials` trials and return what it knows.
+
+    Raises InputError, before anything is made, for a store, a tracking server or resources that are not there.
+    """
+    config = replace(config, training=trainer.resolve(config.training))
+    training = config.training
+    for crop_size in sorted(config.space.crop_sizes):
+        store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
+    tracking_uri = tracking.resolve_uri(training.tracking)
+    tracking.check_server(tracking_uri)
+    if training.tracking.registered_model_name:
+        registry.check_name(training.tracking.registered_model_name)
+    with cluster.connect(training.tracking.storage_dir):
+        cluster.check_resources(training)
+        study = Study(config, store_digest=store.digest)
+        run_id = tracking.open_run(
+            training.tracking,
+            run_name=f"study {study.name}",
+            key=study.key,
+            parent_run_id=None,
+            tags={"segfleet.kind": "study"},
+            params=_params(config),
+        )
+        _log_dataset(training, store, run_id)
+        num_trained = _execute(config, study, store, run_id)
+    return _conclude(config, study, store, run_id, num_trained)
+
+
+def print_search(result: SearchResult) -> int:
+    """Print the leaderboard and where the best model is; return the exit code, 1 where no trial completed."""
+    print(f"\nLeaderboard of study {result.study} ({result.num_trained} trials trained by this call)\n")
+    print(leaderboard_table(result.leaderboard))
+    print(f"\nstudy picture  {result.study_picture}")
+    print(f"MLflow run     {result.run_id} at {tracking.shown(result.tracking_uri)}")
+    if result.best is None:
+        print("\nNo trial completed; the last column says why. Nothing was registered.")
+        return 1
+    print(f"best trial     {result.best.number}: mIoU {result.best.miou:.4f}")
+    if result.model_version:
+        print(f"model version  {result.model_version}, alias {', '.join(result.aliases) or 'none'}")
+    print(f"panel          {result.panel_path}")
+    return 0
+
+
+def _conclude(
+    config: SearchConfig, study: Study, store: Store, run_id: str, num_trained: int
+) -> SearchResult:
+    """Package and register the best model, draw the pictures, and complete the study's run."""
+    training, uri = config.training, tracking.resolve_uri(config.training.tracking)
+    folder = Path(training.tracking.storage_dir) / study.name
+    leaderboard, best = study.leaderboard(), study.best()
+    picture = draw_study(
+        study.trials(), title=f"study {study.name}", rung_epochs=study.rungs, path=folder / "study.png"
+    )
+    result = SearchResult(
+        study=study.name,
+        leaderboard=leaderboard,
+        best=best,
+        run_id=run_id,
+        tracking_uri=uri,
+        num_trained=num_trained,
+        study_picture=picture,
+    )
+    if best is not None:
+        result = _with_model(result, best, training, store, folder)
+    with contextlib.closing(tracking.RunWriter(uri, run_id, folder / "spool")) as writer:
+        writer.log_text(leaderboard_table(leaderboard) + "\n", "leaderboard.txt")
+        writer.log_text(to_json(config), "config.json")
+        writer.log_artifact(picture, "pictures")
+        if result.panel_path is not None:
+            writer.log_artifact(result.panel_path, "pictures")
+        if best is not None:
+            writer.log_metrics({"best_miou": best.miou}, step=len(leaderboard))
+    tracking.end_run(
+        uri,
+        run_id,
+        status="FINISHED" if best is not None else "FAILED",
+        tags={"segfleet.num_trials": str(len(leaderboard)), "segfleet.model_version": result.model_version},
+        spool_dir=folder / "spool",
+    )
+    return result
+
+
+def _with_model(
+    result: SearchResult, best: TrialRecord, training: TrainingConfig, store: Store, folder: Path
+) -> SearchResult:
+    """Return `result` with the best trial's model, packaged, registered where a name is given, and pictured."""
+    run_id, name = best.attributes["run_id"], training.tracking.registered_model_name
+    package = registry.package_model(best.attributes["checkpoint_path"], folder / "model", run_id=run_id)
+    if name:
+        version = registry.register(result.tracking_uri, name, package, run_id=run_id)
+        aliases = registry.find_version(result.tracking_uri, name, str(version)).aliases
+        result = replace(result, model_version=f"models:/{name}/{version}", aliases=tuple(sorted(aliases)))
+    split = store.split(training.data.val_split)
+    indices = sorted({index * len(split) // NUM_PANEL_IMAGES for index in range(NUM_PANEL_IMAGES)})
+    model = registry.load_package(package)
+    rows = [
+        (split.image(index), label, model.predict(split.image(index)))
+        for index in indices
+        if (label := split.label(index)) is not None
+    ]
+    panel_path = folder / "panel.png"
+    panel(rows, model.class_table, [split.name(index) for index in indices]).save(panel_path)
+    return replace(result, panel_path=panel_path)
+
+
+def _execute(config: SearchConfig, study: Study, store: Store, parent_run_id: str) -> int:
+    """Run the trials that are left on the connected cluster and return how many that were."""
+    waiting = study.unfinished()
+    num_trials = len(waiting) + study.num_left()
+    if num_trials == 0:
+        print(
+            f"study {study.name}: all {config.num_trials} trials are finished, nothing to train", flush=True
+        )
+        return 0
+    num_concurrent = cluster.max_concurrent_trials(config.training)
+    if config.max_concurrent_trials:
+        num_concurrent = min(num_concurrent, config.max_concurrent_trials)
+    print(
+        f"study {study.name}: {num_trials} of {config.num_trials} trials to train ({len(waiting)} resumed), "
+        f"{num_concurrent} at a time, {config.training.workers.num_workers} workers each",
+        flush=True,
+    )
+    execution = _Execution(config, study, store, parent_run_id)
+    ray_dir = (
+        Path(config.training.tracking.storage_dir).resolve() / study.name / f"ray-{uuid.uuid4().hex[:8]}"
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(_run_trial, DRIVER_RESOURCES),
+        tune_config=tune.TuneConfig(
+            search_alg=_StudySearcher(execution, waiting),
+            scheduler=_StudyScheduler(execution),
+            num_samples=num_trials,
+            max_concurrent_trials=num_concurrent,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(ray_dir), verbose=0),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(ray_dir, ignore_errors=True)
+    return num_trials
+
+
+def _run_trial(settings: dict[str, Any]) -> None:
+    """Train one trial: what Tune executes in an actor of its own, which reserves nothing."""
+    config = from_json(TrainingConfig, settings["config"])
+    result = trainer.fit(
+        trainer.build_trainer(
+            config, name=settings["name"], run_id=settings["run_id"], callbacks=[TuneReportCallback()]
+        )
+    )
+    if result.reason != "complete":
+        tune.report({"outcome": result.reason, "detail": result.message})
+
+
+class _Execution:
+    """What happens to the study, the runs and the terminal when Tune's trials begin, report and end."""
+
+    def __init__(self, config: SearchConfig, study: Study, store: Store, parent_run_id: str) -> None:
+        self._config = config
+        self._study = study
+        self._store = store
+        self._parent_run_id = parent_run_id
+        self._uri = tracking.resolve_uri(config.training.tracking)
+        self._settings: dict[int, dict[str, str]] = {}
+        self._started_at: dict[int, float] = {}
+        self._best: dict[int, float] = {}
+        self._pruned: dict[int, str] = {}
+
+    def next_proposal(self) -> Proposal | None:
+        return self._study.ask() if self._study.num_left() else None
+
+    def begin(self, proposal: Proposal) -> dict[str, Any]:
+        """Open the trial's run and return what `_run_trial` needs."""
+        number, name = proposal.number, f"{self._study.name}/trial_{proposal.number:04d}"
+        config = override(
+            self._config.training,
+            {**proposal.changes, "tracking.run_name": name, "tracking.registered_model_name": ""},
+        )
+        run_id = tracking.open_run(
+            config.tracking,
+            run_name=name.replace("/", "-"),
+            key=f"{self._study.key}/{number}",
+            parent_run_id=self._parent_run_id,
+            tags={
+                "segfleet.kind": "trial",
+                "segfleet.study": self._study.name,
+                "segfleet.trial": str(number),
+            },
+            params=_params(config),
+        )
+        _log_dataset(config, self._store, run_id)
+        self._study.note(number, {"run_id": run_id})
+        point = ", ".join(
+            f"{path.split('.')[-1]} {_short(value)}" for path, value in proposal.changes.items()
+        )
+        print(f"trial {number} {'goes on' if proposal.is_resumed else 'starts'}: {point}", flush=True)
+        self._started_at[number] = time.monotonic()
+        self._settings[number] = {"name": name, "run_id": run_id, "config": to_json(config)}
+        return {"number": number, **self._settings[number]}
+
+    def report(self, number: int, result: dict[str, Any]) -> bool:
+        """Store what a trial reported and return whether it stops."""
+        if "miou" not in result or not math.isfinite(result["miou"]):
+            return False
+        epoch, miou = int(result["epoch"]), float(result["miou"])
+        decision = self._study.report(number, epoch=epoch, miou=miou)
+        if miou >= self._best.get(number, -1.0) and result.get("checkpoint_path"):
+            self._best[number] = miou
+            self._study.note(number, {"checkpoint_path": result["checkpoint_path"], "best_epoch": epoch})
+        print(f"trial {number} epoch {epoch}: mIoU {miou:.4f} - {decision.reason}", flush=True)
+        if decision.stop:
+            self._pruned[number] = decision.reason
+        return decision.stop
+
+    def end(self, number: int, result: dict[str, Any] | None, *, error: bool) -> None:
+        """Write down why a trial ended, in the study and in its run."""
+        reason, detail = self._why(number, result or {}, error=error)
+        self._study.note(number, {"seconds": round(time.monotonic() - self._started_at[number], 1)})
+        self._study.finish(number, reason, detail)
+        settings = self._settings[number]
+        tracking.ship_spool(
+            self._uri, settings["run_id"], trainer.spool_dir(self._config.training, settings["name"])
+        )
+        tracking.end_run(
+            self._uri,
+            settings["run_id"],
+            status="FAILED" if reason in ("failed", "lost") else "FINISHED",
+            tags={"segfleet.reason": reason, "segfleet.detail": detail},
+            spool_dir=trainer.spool_dir(self._config.training, settings["name"]),
+        )
+        print(f"trial {number} {reason}: {detail}", flush=True)
+
+    def _why(self, number: int, result: dict[str, Any], *, error: bool) -> tuple[Reason, str]:
+        if number in self._pruned:
+            return "pruned", self._pruned[number]
+        if "outcome" in result:
+            return result["outcome"], result.get("detail", "")
+        if error:
+            return "lost", "the process that drives the trial died; the log of the Ray job has its last lines"
+        record = self._study.trials()[number]
+        if not record.miou_by_epoch:
+            return "failed", "the training ended without an evaluation"
+        return "complete", f"{record.num_epochs} epochs"
+
+
+class _StudySearcher(Searcher):
+    """Gives Tune the study's proposals, unfinished trials first."""
+
+    def __init__(self, execution: _Execution, waiting: list[Proposal]) -> None:
+        super().__init__()
+        self._execution = execution
+        self._waiting = list(waiting)
+        self._number_of: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the settings of the next trial, or that there is none."""
+        proposal = self._waiting.pop(0) if self._waiting else self._execution.next_proposal()
+        if proposal is None:
+            return Searcher.FINISHED
+        self._number_of[trial_id] = proposal.number
+        return self._execution.begin(proposal)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._execution.end(self._number_of.pop(trial_id), result, error=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: the study is the truth."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was kept."""
+
+
+class _StudyScheduler(FIFOScheduler):
+    """Lets the study decide whether a trial goes on."""
+
+    def __init__(self, execution: _Execution) -> None:
+        super().__init__()
+        self._execution = execution
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        stop = self._execution.report(trial.config["number"], result)
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+def _log_dataset(training: TrainingConfig, store: Store, run_id: str) -> None:
+    data = training.data
+    tracking.log_dataset(
+        tracking.resolve_uri(training.tracking),
+        run_id,
+        name=store.manifest.name,
+        digest=store.digest,
+        source=data.store,
+        splits={split: store.manifest.num_images(split) for split in (data.train_split, data.val_split)},
+    )
+
+
+def _params(config: TrainingConfig | SearchConfig) -> dict[str, Any]:
+    """Return what MLflow shows as parameters: everything but where results go."""
+    return {path: value for path, value in flat(config).items() if "tracking." not in path}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
