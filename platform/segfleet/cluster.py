@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 import ray.util
+import torch
 
 from pspnet.errors import InputError
 from segfleet.config import TrainingConfig
@@ -32,9 +33,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(storage_dir: str | Path) -> Iterator[Cluster]:
+def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator[Cluster]:
     """Join the cluster at RAY_ADDRESS, or start a local one; on leaving, end only what was begun here.
 
+    A local cluster whose trainings are stopped midway needs the dashboard: Ray Train's placement-group cleaner,
+    one process a training, ends only when the dashboard tells it that its training is gone.
     Every process of the cluster that we start learns RAY_ADDRESS: without it, Ray Train's helpers may ask
     another cluster on the same host. InputError where nothing answers or `storage_dir` cannot be written.
     """
@@ -48,7 +51,7 @@ def connect(storage_dir: str | Path) -> Iterator[Cluster]:
         _check_address(given)
         ray.init(address=given, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        _start_local()
+        _start_local(has_dashboard=has_dashboard)
     try:
         yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=not given)
     finally:
@@ -58,7 +61,12 @@ def connect(storage_dir: str | Path) -> Iterator[Cluster]:
 
 
 def check_resources(config: TrainingConfig) -> None:
-    """Raise InputError at once where the cluster can never hold the workers that `config` asks for."""
+    """Raise InputError at once where the cluster can never hold the workers that `config` asks for.
+
+    Without a connection and RAY_ADDRESS it is this machine that would have to hold them.
+    """
+    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS"):
+        return
     workers, nodes = config.workers, _nodes()
     places = _places(config, nodes)
     if places >= workers.num_workers or has_autoscaler():
@@ -117,7 +125,9 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the resources of each node that is alive."""
+    """Return the resources of each node that is alive, or of this machine before a local cluster is started."""
+    if not ray.is_initialized():
+        return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -133,7 +143,7 @@ def _places(config: TrainingConfig, nodes: list[dict[str, float]]) -> int:
     )
 
 
-def _start_local() -> None:
+def _start_local(*, has_dashboard: bool) -> None:
     """Start a cluster whose address is known before its first process starts."""
     with socket.socket() as free:
         free.bind(("", 0))
@@ -143,7 +153,7 @@ def _start_local() -> None:
     try:
         ray.init(
             address="local",
-            include_dashboard=False,
+            include_dashboard=has_dashboard,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,

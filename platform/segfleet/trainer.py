@@ -98,6 +98,7 @@ def run_training(config: TrainingConfig) -> TrainingResult:
     model_name = config.tracking.registered_model_name
     if model_name:
         registry.check_name(model_name)
+    cluster.check_resources(config)
     store = check_data(config)
     uri = tracking.resolve_uri(config.tracking)
     tracking.check_server(uri)

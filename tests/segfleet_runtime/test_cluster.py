@@ -40,6 +40,7 @@ def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
 def test_more_workers_than_the_cluster_holds_are_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, have: list[dict[str, float]], asked: dict[str, Any], remedy: str
 ) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: nodes(*have))
     monkeypatch.setattr(cluster, "LAUNCHER_FILE", Path("/nonexistent"))
     monkeypatch.delenv("SEGFLEET_AUTOSCALER", raising=False)

@@ -1,5 +1,6 @@
 """Laws of one training through Ray Train: two workers, a killed worker, input that only a worker can refuse."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -38,11 +39,12 @@ def two_workers(config: TrainingConfig) -> TrainingConfig:
 
 def training_processes() -> list[psutil.Process]:
     """Return the worker processes of the cluster that this process started."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in "".join(process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if "RayTrainWorker" in "".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def kill_a_worker_after(checkpoint: Path) -> threading.Thread:
