@@ -5,7 +5,7 @@ Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / outp
 
 # ruff: noqa: F722
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -74,7 +74,7 @@ class PSPNet(nn.Module):
         )
 
     @classmethod
-    def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> "PSPNet":
         """Build the network, with random weights, whose `architecture` this is."""
         return cls(**architecture)
 
@@ -232,7 +232,7 @@ def _averaging(like: Tensor, num_cells: int, num_bins: int) -> Float[Tensor, "b 
     return ((cell >= first) & (cell < end)).to(like.dtype) / (end - first)
 
 
-def _shifted_upsampling(like: Tensor, num_cells: int) -> Float[Tensor, "cells 3*b"]:
+def _shifted_upsampling(like: Tensor, num_cells: int) -> Float[Tensor, "cells taps"]:
     """Return what each tap of a 3-tap convolution reads of b values upsampled to `num_cells`, zeros around.
 
     `like` holds, on its last axis, the b values of each of the three taps.

@@ -98,7 +98,7 @@ def trained(
     """Train a few iterations in float64 and return everything that workers must agree on."""
     model = new_model().double()
     freeze_batchnorm(model)
-    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10, momentum=0.9, weight_decay=1e-4)
+    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
     losses: list[float] = []
     error, stats = None, None
     try:

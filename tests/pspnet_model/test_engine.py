@@ -96,7 +96,7 @@ def test_the_learning_rate_follows_poly_over_the_whole_training(alone: dict[str,
 
 
 def epoch_of(model: PSPNet, batches: Iterable[Batch], **changes: Any) -> Any:
-    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10, momentum=0.9, weight_decay=1e-4)
+    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
     arguments: dict[str, Any] = {
         "prepare": engine_workers.prepare,
         "epoch": 0,

@@ -9,7 +9,7 @@ from pspnet.optim import build_optimizer, parameter_groups, poly_factor, set_lr
 
 def test_the_backbone_learns_at_base_lr_and_everything_else_at_ten_times_that() -> None:
     model = PSPNet(3, backbone="resnet18", head_channels=8)
-    backbone, heads = parameter_groups(model, base_lr=0.01, head_lr_factor=10)
+    backbone, heads = parameter_groups(model, base_lr=0.01, head_lr_factor=10.0)
     assert (backbone["lr"], heads["lr"]) == (0.01, pytest.approx(0.1))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     in_backbone = {names[id(parameter)] for parameter in backbone["params"]}
@@ -30,7 +30,7 @@ def test_poly_is_one_minus_progress_to_the_power(iteration: int, power: float, f
 
 def test_the_schedule_starts_from_the_initial_rate_whatever_was_set_before() -> None:
     optimizer = build_optimizer(
-        PSPNet(3, backbone="resnet18"), base_lr=0.01, head_lr_factor=10, momentum=0.9, weight_decay=1e-4
+        PSPNet(3, backbone="resnet18"), base_lr=0.01, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4
     )
     for factor in (0.5, 0.25):
         set_lr(optimizer, factor)
@@ -42,7 +42,7 @@ def test_the_schedule_starts_from_the_initial_rate_whatever_was_set_before() -> 
 def test_two_steps_of_sgd_by_hand() -> None:
     """d = g + wd * w; v = momentum * v + d; w -= lr * v."""
     model = PSPNet(3, backbone="resnet18", head_channels=8)
-    optimizer = build_optimizer(model, base_lr=0.1, head_lr_factor=2, momentum=0.9, weight_decay=0.01)
+    optimizer = build_optimizer(model, base_lr=0.1, head_lr_factor=2.0, momentum=0.9, weight_decay=0.01)
     for weight, lr in ((model.backbone.bn1.weight, 0.1), (model.head.norm.weight, 0.2)):
         with torch.no_grad():
             weight.fill_(1.0)
