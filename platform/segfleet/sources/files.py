@@ -54,15 +54,15 @@ def read_colours(path: str | Path) -> np.ndarray:
 
 def _decoded(path: str | Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise InputError(
-                f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares {picture.width} x "
-                f"{picture.height}. Cut it into parts."
-            )
-        picture.load()
+            picture = Image.open(file)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(
+                    f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares {picture.width} x "
+                    f"{picture.height}. Cut it into parts."
+                )
+            picture.load()
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise
