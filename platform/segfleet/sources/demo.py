@@ -18,7 +18,8 @@ from PIL import Image
 
 from pspnet.errors import InputError
 from segfleet.progress import tracked
-from segfleet.sources.demo_scene import draw_street, make_street
+from segfleet.sources.demo_scene import draw_street
+from segfleet.sources.demo_street import make_street
 
 CITIES = {
     "train": ("ahrenfeld", "birkenau", "eschhausen", "kaltbrunn", "lindhafen", "moorstedt"),
@@ -143,7 +144,7 @@ def _check(
 def _drawing_digest() -> str:
     """Return a digest of the code that draws: scenes of another version are drawn anew."""
     digest = hashlib.sha256()
-    for name in ("demo.py", "demo_paint.py", "demo_scene.py", "demo_things.py"):
+    for name in (path.name for path in sorted(Path(__file__).parent.glob("demo*.py"))):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:16]
 

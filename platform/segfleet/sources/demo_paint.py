@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 Colour = Sequence[float] | np.ndarray
 Texture = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
-"""(s, y) in metres along and up a wall -> colour (h, w, 3) and where it is opaque (h, w), or None for everywhere."""
+"""(s, y) in metres along and up a wall, (n,) each -> colour (n, 3) and where it is opaque (n,), None for everywhere."""
 
 NEAR_M = 0.7
 NOISE_SIZE = 256
@@ -172,8 +172,18 @@ class Canvas:
             return
         rows = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5
         up = camera.height_m - (rows - camera.horizon) * (z / camera.focal)
-        rgb, opaque = texture((part * length)[None, :], up)
-        self.put(top, left, rgb, id, z[None, :], (up >= y[0]) & (up < y[1]), opaque)
+        window = (slice(top, bottom), slice(left, right))
+        nearer = (up >= y[0]) & (up < y[1]) & (self.depth[window] > z)
+        at = np.nonzero(nearer)
+        if not len(at[0]):
+            return
+        rgb, opaque = texture((part * length).astype(np.float32)[at[1]], up[at])
+        self.depth[window][at] = z[at[1]]
+        self.ids[window][at] = id
+        if opaque is not None:
+            at = (at[0][opaque], at[1][opaque])
+            rgb = rgb[opaque]
+        self.rgb[window][at] = rgb
 
     def shapes(self, shapes: Sequence[Shape], depth: float, grain: float = 0.06) -> None:
         """Paint polygons, later ones over earlier ones, all at one depth; `grain` is the strength of their texture."""
@@ -185,9 +195,11 @@ class Canvas:
         right, bottom = min(right, self.camera.width), min(bottom, self.camera.height)
         if left >= right or top >= bottom:
             return
+        if not (self.depth[top:bottom, left:right] > depth).any():
+            return
         size = (right - left, bottom - top)
-        rgb_image, id_image, cover = Image.new("RGB", size), Image.new("L", size), Image.new("L", size)
-        draw_rgb, draw_ids, draw_cover = (ImageDraw.Draw(image) for image in (rgb_image, id_image, cover))
+        rgba_image, id_image = Image.new("RGBA", size), Image.new("L", size)
+        draw_rgba, draw_ids = ImageDraw.Draw(rgba_image), ImageDraw.Draw(id_image)
         for shape in shapes:
             outline = [(x - left, y - top) for x, y in shape.points]
             if shape.line_width:
@@ -195,14 +207,13 @@ class Canvas:
                 width = max(1, round(shape.line_width))
                 draw_ids.line(outline, fill=shape.id, width=width)
                 if shape.colour is not None:
-                    draw_rgb.line(outline, fill=_whole(shape.colour), width=width)
-                    draw_cover.line(outline, fill=255, width=width)
+                    draw_rgba.line(outline, fill=_whole(shape.colour), width=width)
             else:
                 draw_ids.polygon(outline, fill=shape.id)
                 if shape.colour is not None:
-                    draw_rgb.polygon(outline, fill=_whole(shape.colour))
-                    draw_cover.polygon(outline, fill=255)
-        rgb = np.asarray(rgb_image, dtype=np.float32)
+                    draw_rgba.polygon(outline, fill=_whole(shape.colour))
+        rgba = np.asarray(rgba_image)
+        rgb = rgba[..., :3].astype(np.float32)
         ids = np.asarray(id_image)
         if grain:
             height, width = ids.shape
@@ -211,7 +222,7 @@ class Canvas:
                 (np.arange(height) + shift)[:, None] & (NOISE_SIZE - 1), np.arange(width) & (NOISE_SIZE - 1)
             ]
             rgb = rgb * (1 + grain * 2 * (grains - 0.5))[..., None]
-        self.put(top, left, rgb, ids, depth, ids > 0, np.asarray(cover) > 0)
+        self.put(top, left, rgb, ids, depth, ids > 0, rgba[..., 3] > 0)
 
     def blob(
         self,
@@ -235,6 +246,8 @@ class Canvas:
         top, bottom = max(0, int(y - reach * ry)), min(self.camera.height, int(y + reach * ry) + 1)
         if left >= right or top >= bottom:
             return
+        if not (self.depth[top:bottom, left:right] > depth).any():
+            return
         across = ((np.arange(left, right, dtype=np.float32) + 0.5 - x) / rx)[None, :]
         down = ((np.arange(top, bottom, dtype=np.float32) + 0.5 - y) / ry)[:, None]
         radius = np.abs(across) ** roundness + np.abs(down) ** roundness
@@ -254,7 +267,7 @@ class Canvas:
         self.put(top, left, rgb, id, depth, inside, opaque)
 
 
-def _whole(colour: Colour) -> tuple[int, int, int]:
-    """Return the colour as Pillow takes it."""
+def _whole(colour: Colour) -> tuple[int, int, int, int]:
+    """Return the colour, opaque, as Pillow takes it."""
     red, green, blue = (min(255, max(0, round(float(value)))) for value in colour)
-    return red, green, blue
+    return red, green, blue, 255
