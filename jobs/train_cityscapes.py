@@ -4,10 +4,10 @@ import sys
 
 from segfleet.cli import parse_training, run_job
 from segfleet.presets import training_preset
-from segfleet.trainer import run_training, summary
 
 
 def main() -> int:
+    """Train, or go on training, what the flags name."""
     config = parse_training(
         training_preset,
         "cityscapes_semseg_r50",
@@ -15,6 +15,9 @@ def main() -> int:
         "it after every epoch and keep its checkpoints, curves and pictures. Interrupted, the same command goes on "
         "from the last checkpoint. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.",
     )
+    # After the flags: a wrong one, or --help, need not wait for Ray, torch and MLflow.
+    from segfleet.trainer import run_training, summary
+
     result = run_training(config)
     print(summary(result), file=sys.stdout if result.reason == "complete" else sys.stderr)
     return 0 if result.reason == "complete" else 1

@@ -1,13 +1,20 @@
-"""Search learning rate, auxiliary-loss weight and crop size on an ingested data set, and register the best model."""
+"""Search learning rate, auxiliary-loss weight and crop size on an ingested data set, and register the best model.
+
+Trials that are no better than others at the same epoch are stopped early. The study is kept in the storage folder:
+the same command continues it, and trains nothing where it is finished. Runs on the Ray cluster at RAY_ADDRESS, else
+on this machine. Exit code 1 where no trial completed, 2 for input that cannot be used.
+"""
 
 from segfleet.cli import parse_search, run_job
 from segfleet.presets import search_preset
-from segfleet.search import print_search, run_search
 
 
 def main() -> int:
-    """Run or continue the search that the flags name; 1 where no trial completed."""
-    config = parse_search(search_preset, "cityscapes_semseg_r50", description=__doc__)
+    """Run or continue the search that the flags name."""
+    config = parse_search(search_preset, "cityscapes_semseg_r50", description=__doc__ or "")
+    # After the flags: a wrong one, or --help, need not wait for Ray, torch and MLflow.
+    from segfleet.search import print_search, run_search
+
     return print_search(run_search(config))
 
 

@@ -26,7 +26,7 @@ from segfleet.search_report import draw_study, leaderboard_table
 from segfleet.study import Proposal, Reason, Study, TrialRecord
 
 NUM_PANEL_IMAGES = 6
-DRIVER_RESOURCES = {"memory": 1}
+DRIVER_RESOURCES = {"memory": 1.0}
 """What a trial's driver reserves: one byte, because Tune refuses nothing, and a CPU would be missing to a worker."""
 
 
@@ -68,7 +68,7 @@ def run_search(config: SearchConfig) -> SearchResult:
     tracking.check_server(tracking_uri)
     if training.tracking.registered_model_name:
         registry.check_name(training.tracking.registered_model_name)
-    with cluster.connect(training.tracking.storage_dir):
+    with cluster.connect(training.tracking.storage_dir, has_dashboard=True):
         cluster.check_resources(training)
         study = Study(config, store_digest=store.digest)
         run_id = tracking.open_run(

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from ray.tune.schedulers.async_hyperband import _Bracket
@@ -48,7 +49,7 @@ def test_decisions_are_those_of_ray_tunes_asha(config: SearchConfig, reduction_f
         number = rng.choice(sorted(alive))
         alive[number] += 1
         epoch, miou = alive[number], rng.random()
-        expected = reference.on_result(SimpleNamespace(trial_id=str(number)), epoch, miou)
+        expected = reference.on_result(cast(Any, SimpleNamespace(trial_id=str(number))), epoch, miou)
         decision = study.report(number, epoch=epoch, miou=miou)
         assert decision.stop == (expected == "STOP"), (number, epoch, decision.reason)
         num_stopped += decision.stop

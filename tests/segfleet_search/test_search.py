@@ -1,0 +1,165 @@
+"""Laws of the whole search, through the job that people run: killed and run again it is one search."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from pspnet.labels import NYUV2_13
+from pspnet.store import publish_store, write_shard
+from segfleet import registry
+from segfleet.checkpoint import load_checkpoint
+from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
+from segfleet.study import Study
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+NUM_TRIALS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of random pictures beside which everything else of the search lies."""
+    path = tmp_path_factory.mktemp("search")
+    (path / "aside").mkdir()
+    splits = {}
+    for split, count in (("train", 8), ("val", 3)):
+        rng = np.random.default_rng(count)
+        samples = []
+        for number in range(count):
+            label = np.kron(rng.integers(0, 3, (4, 6), dtype=np.uint8), np.ones((12, 12), dtype=np.uint8))
+            samples.append(
+                (f"{split}{number}", np.repeat(label[..., None] * 80, 3, axis=2).astype(np.uint8), label)
+            )
+        splits[split] = [write_shard(path / "aside" / f"{split}.arrow", samples, num_classes=13)]
+    publish_store(
+        path / "aside", path / "store", name="patches", class_table=NYUV2_13, splits=splits, source={}
+    )
+    return path
+
+
+def command(folder: Path) -> list[str]:
+    flags = {
+        "--preset": "tiny",
+        "--data.store": folder / "store",
+        "--tracking.storage-dir": folder / "runs",
+        "--tracking.registered-model-name": "pspnet-patches",
+        "--study": "patches",
+        "--num-trials": NUM_TRIALS,
+        "--workers.num-workers": 1,
+        "--schedule.num-epochs": 3,
+        "--space.crop-sizes": 41,
+        "--max-concurrent-trials": 1,
+    }
+    return [
+        sys.executable,
+        "jobs/tune_cityscapes.py",
+        *(str(word) for item in flags.items() for word in item),
+    ]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    return kept | {"PYTHONUNBUFFERED": "1"}
+
+
+def ended(config: SearchConfig) -> list[tuple[int, str]]:
+    return [(trial.number, trial.reason) for trial in Study(config, store_digest=digest(config)).trials()]
+
+
+def digest(config: SearchConfig) -> str:
+    from pspnet.store import Store
+
+    return Store.open(config.training.data.store).digest
+
+
+def processes_of(pid: int) -> list[psutil.Process]:
+    """Return every process of the cluster that the job `pid` started, by the session folder it names."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing(folder: Path) -> None:
+    log = folder / "first.log"
+    with log.open("w") as out:
+        first = subprocess.Popen(command(folder), cwd=REPOSITORY, env=environment(), stdout=out, stderr=out)
+    deadline = time.monotonic() + 400
+    while "trial 1 epoch 1" not in log.read_text() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert first.poll() is None, log.read_text()[-3000:]
+    cluster = processes_of(first.pid)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert "trial 1 epoch 1" in log.read_text(), log.read_text()[-3000:]
+    _, alive = psutil.wait_procs(cluster, timeout=60)
+    assert alive == []
+
+    second = subprocess.run(
+        command(folder), cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=800
+    )
+    assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-2000:]
+    assert "trial 0 starts" not in second.stdout
+    assert ("trial 1 goes on" in second.stdout) != ("trial 1 pruned" in log.read_text())
+
+    third = subprocess.run(
+        command(folder), cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert third.returncode == 0, third.stderr[-2000:]
+    assert "nothing to train" in third.stdout
+    table = re.compile(r"^rank .*?\n\n", re.S | re.M)
+    assert table.findall(third.stdout) == table.findall(second.stdout) != []
+    version = re.compile(r"model version +(\S+)")
+    assert version.findall(third.stdout) == version.findall(second.stdout) == ["models:/pspnet-patches/1"]
+
+
+def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if run.data.tags["segfleet.kind"] == "study"]
+    trials = {
+        run.data.tags["segfleet.trial"]: run for run in runs if run.data.tags["segfleet.kind"] == "trial"
+    }
+    assert len(parents) == 1
+    assert sorted(trials) == [str(number) for number in range(NUM_TRIALS)]
+    assert len(runs) == NUM_TRIALS + 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {parents[0].info.run_id}
+
+    config = from_json(SearchConfig, client_text(folder, client, parents[0].info.run_id))
+    records = Study(config, store_digest=digest(config)).trials()
+    assert {record.reason for record in records} <= {"complete", "pruned"}
+    for record in records:
+        run = trials[str(record.number)]
+        history = client.get_metric_history(run.info.run_id, "val/miou")
+        assert {point.step: point.value for point in history} == record.miou_by_epoch
+        assert len(history) == len(record.miou_by_epoch)
+        assert run.data.tags["segfleet.reason"] == record.reason
+        stored = load_config(
+            TrainingConfig, folder / "runs" / "patches" / f"trial_{record.number:04d}" / "config.json"
+        )
+        assert stored == override(
+            config.training,
+            record.changes
+            | {"tracking.run_name": stored.tracking.run_name, "tracking.registered_model_name": ""},
+        )
+
+    best = max((record for record in records if record.reason == "complete"), key=lambda record: record.miou)
+    model = registry.fetch("models:/pspnet-patches@champion", tracking_uri=uri, device="cpu")
+    weights = load_checkpoint(best.attributes["checkpoint_path"]).model_state
+    assert all(np.array_equal(model.network.state_dict()[name], tensor) for name, tensor in weights.items())
+
+
+def client_text(folder: Path, client: MlflowClient, run_id: str) -> str:
+    from mlflow.artifacts import load_text
+
+    return load_text(f"{client.get_run(run_id).info.artifact_uri}/config.json")
