@@ -35,6 +35,7 @@ class Options:
 
 
 def main() -> None:
+    """Draw, and print how many scenes there are."""
     options = parse_options(
         Options,
         description="Draw street scenes and their labels, for trying everything without a data set. Folders, names and "

@@ -33,8 +33,8 @@ class Thing(Protocol):
         """Paint it; `lit` 0 stands in shadow, 1 in the sun."""
 
 
-def _disc(u: float, z: float, radius: float) -> list[Point]:
-    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+def _disc(u: float, z: float, radius: float, corners: int = 10) -> list[Point]:
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return [(u + radius * float(np.cos(a)), z + radius * float(np.sin(a))) for a in angles]
 
 
@@ -67,11 +67,11 @@ class Figure:
         self, centre: Point, radius: float, colour: Colour | None, id: int, *, glows: bool = False
     ) -> None:
         """Add a filled circle."""
-        self.polygon(_disc(*centre, radius), colour, id, glows=glows)
+        self.polygon(_disc(*centre, radius, self._corners(radius)), colour, id, glows=glows)
 
     def ring(self, centre: Point, radius: float, width: float, colour: Colour, id: int) -> None:
         """Add a circle's outline."""
-        pixels = self._pixels(_disc(*centre, radius))
+        pixels = self._pixels(_disc(*centre, radius, self._corners(radius)))
         self.shapes.append(Shape(pixels, self._shaded(colour, False), id, max(1.0, width * self._scale)))
 
     def limb(self, points: Sequence[Point], width: float, colour: Colour, id: int) -> None:
@@ -91,6 +91,10 @@ class Figure:
     def paint(self, grain: float = 0.1) -> None:
         """Put all shapes on the canvas at the figure's depth."""
         self.canvas.shapes(self.shapes, self.place[1], grain)
+
+    def _corners(self, radius: float) -> int:
+        """Return how many corners make a circle of this radius look round."""
+        return 10 if radius * self._scale < 10 else 24
 
     def _pixels(self, points: Sequence[Point]) -> list[Point]:
         column, row = self._foot
