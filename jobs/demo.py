@@ -54,7 +54,8 @@ def main() -> int:
             *("--num-trials", options.num_trials, "--data.store", store),
             *("--tracking.storage-dir", folder / "runs"),
         ]
-        code = _run_on_cluster(folder, ray, mlflow, [str(word) for word in search])
+        job_id, is_ours = _submit(folder, ray, mlflow, [str(word) for word in search])
+    code = _follow(ray, job_id, end_on_interrupt=is_ours)
     print(f"\nThe demo {'is done' if code == 0 else 'failed'} after {time.monotonic() - began_s:.0f} s.")
     print(f"Every run, curve, picture and model version:  {mlflow.url}")
     print("End both servers:  make demo-stop")
@@ -68,34 +69,53 @@ def _step(title: str, command: Sequence[str | Path]) -> None:
         sys.exit(code)
 
 
-def _run_on_cluster(folder: Path, ray: Service, mlflow: Service, search: Sequence[str]) -> int:
-    """Submit `search`, or follow the one that an earlier call submitted and left running; return its exit code."""
-    environment = services.local_environment(
-        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token, "RAY_LOGGER_LEVEL": "error"}
-    )
+def _submit(folder: Path, ray: Service, mlflow: Service, search: Sequence[str]) -> tuple[str, bool]:
+    """Submit `search`; return the job's id and whether it was submitted now (not by a call that still follows it)."""
     record = folder / "job.json"
     job_id = json.loads(record.read_text())["job_id"] if record.exists() else ""
     if job_id and _status(ray, job_id) in ("PENDING", "RUNNING"):
         print(f"\n== following the search that still runs ({job_id})", flush=True)
-        command = ["ray", "job", "logs", "--address", ray.url, "--follow", job_id]
-    else:
-        job_id = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
-        record.write_text(json.dumps({"job_id": job_id}) + "\n")
-        sha, is_dirty = commit()
-        command = [
-            *("ray", "job", "submit", "--address", ray.url, "--submission-id", job_id),
-            *("--runtime-env", "jobs/runtime_env.yaml", "--", "env", f"MLFLOW_TRACKING_URI={mlflow.url}"),
-            *([f"SEGFLEET_COMMIT={sha}{'-dirty' if is_dirty else ''}"] if sha else []),
-            *search,
-        ]
-        print(f"\n== searching\n$ {' '.join(command)}", flush=True)
+        return job_id, False
+    job_id = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    sha, is_dirty = commit()
+    command = [
+        *("ray", "job", "submit", "--no-wait", "--address", ray.url, "--submission-id", job_id),
+        *("--runtime-env", "jobs/runtime_env.yaml", "--", "env", f"MLFLOW_TRACKING_URI={mlflow.url}"),
+        *([f"SEGFLEET_COMMIT={sha}{'-dirty' if is_dirty else ''}"] if sha else []),
+        *search,
+    ]
+    print(f"\n== searching\n$ {' '.join(command)}", flush=True)
+    submitted = subprocess.run(
+        command,
+        check=False,
+        env=_ray_client(ray),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if submitted.returncode != 0:
+        sys.exit(f"error: Ray did not take the job:\n{submitted.stdout}\nIts log: {folder / 'ray.log'}")
+    record.write_text(json.dumps({"job_id": job_id}) + "\n")
+    return job_id, True
+
+
+def _follow(ray: Service, job_id: str, *, end_on_interrupt: bool) -> int:
+    """Show what the job prints until it ends; return 0 where it succeeded."""
     try:
-        subprocess.run(command, env=environment, check=False)
+        command = ["ray", "job", "logs", "--follow", "--address", ray.url, "--log-style", "record", job_id]
+        subprocess.run(command, check=False, env=_ray_client(ray))
     except KeyboardInterrupt:
-        stop = ["ray", "job", "stop", "--address", ray.url, "--no-wait", job_id]
-        subprocess.run(stop, check=False, env=environment)
+        if end_on_interrupt:
+            stop = ["ray", "job", "stop", "--no-wait", "--address", ray.url, job_id]
+            subprocess.run(stop, check=False, env=_ray_client(ray), stdout=subprocess.DEVNULL)
         raise
     return 0 if _status(ray, job_id) == "SUCCEEDED" else 1
+
+
+def _ray_client(ray: Service) -> dict[str, str]:
+    return services.local_environment(
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token, "RAY_LOGGER_LEVEL": "error"}
+    )
 
 
 def _status(ray: Service, job_id: str) -> str:

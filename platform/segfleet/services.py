@@ -118,6 +118,8 @@ def ensure_ray(folder: Path, *, num_cpus: int) -> Service:
         {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path.absolute()),
+            # Ray's own helpers ask for the cluster of this name; without it, any that runs on this host confuses them.
+            "RAY_ADDRESS": f"{HOST}:{gcs_port}",
             # Without it Ray takes another address of the host for the node and listens on all of them.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         },

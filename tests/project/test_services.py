@@ -171,10 +171,12 @@ def test_a_job_on_the_demos_ray_finds_our_code_and_the_standard_librarys_platfor
         }
         assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
         script = (
-            "import json, platform, pspnet, segfleet, ray\n"
+            "import json, os, platform, pspnet, segfleet, ray\n"
             "ray.init(log_to_driver=False)\n"
             "where = lambda: [__import__(name).__file__ for name in ('platform', 'pspnet', 'segfleet')]\n"
             "print('FOUND', json.dumps(where() + ray.get(ray.remote(where).remote())))\n"
+            "address = lambda: os.environ.get('RAY_ADDRESS')\n"
+            "assert ray.get(ray.remote(address).remote()) == ray.get_runtime_context().gcs_address\n"
         )
         command = [
             "ray",
