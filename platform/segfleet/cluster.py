@@ -49,7 +49,13 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
     tune_ray()
     if given:
         _check_address(given)
-        ray.init(address=given, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=given,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # What Ray Train starts beside the workers asks the state API for "the" cluster: it must know which.
+            runtime_env=None if given == "auto" else {"env_vars": {"RAY_ADDRESS": given}},
+        )
     else:
         _start_local(has_dashboard=has_dashboard)
     try:

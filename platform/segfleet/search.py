@@ -27,7 +27,7 @@ from segfleet.study import Proposal, Reason, Study, TrialRecord
 
 NUM_PANEL_IMAGES = 6
 DRIVER_RESOURCES = {"memory": 1.0}
-"""What a trial's driver reserves: one byte, because Tune refuses nothing, and a CPU would be missing to a worker."""
+"""What a trial's driver reserves: one byte, since Tune insists on something and a CPU would be missing to a worker."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,9 +51,9 @@ def test_folders_names_and_ids_are_official_so_the_cityscapes_reader_reads_it(tm
             f"leftImg8bit/{split}/{city}/{city}_000001_000019_leftImg8bit.png",
             f"gtFine/{split}/{city}/{city}_000001_000019_gtFine_labelIds.png",
         ):
-            with Image.open(tmp_path / path) as image:
-                assert image.mode == ("RGB" if "leftImg8bit" in path else "L")
-                assert image.size == SIZE
+            with Image.open(tmp_path / path) as picture:
+                assert picture.mode == ("RGB" if "leftImg8bit" in path else "L")
+                assert picture.size == SIZE
 
 
 def test_bytes_do_not_depend_on_the_number_of_scenes_or_processes(tmp_path: Path) -> None:
