@@ -43,7 +43,19 @@ def main() -> int:
     with services.exclusive(folder):
         images, store = folder / "cityscapes", folder / "store"
         _step("drawing street scenes", ["python", JOBS / "draw_demo.py", "--root", images])
-        _step("ingesting them", ["python", JOBS / "ingest_cityscapes.py", "--root", images, "--store", store])
+        _step(
+            "ingesting them",
+            [
+                "python",
+                JOBS / "ingest_cityscapes.py",
+                "--root",
+                images,
+                "--store",
+                store,
+                "--overwrite",
+                "True",
+            ],
+        )
         print("\n== starting a Ray head and an MLflow server on this machine", flush=True)
         ray = services.ensure_ray(folder, num_cpus=max(LEAST_CPUS, len(os.sched_getaffinity(0))))
         mlflow = services.ensure_mlflow(folder)
