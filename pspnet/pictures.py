@@ -25,7 +25,7 @@ INK: Colour = (32, 33, 36)
 FAINT_INK: Colour = (110, 113, 118)
 RULE: Colour = (218, 220, 224)
 WRONG: Colour = (230, 25, 45)
-IGNORED: Colour = (128, 128, 128)
+IGNORED: Colour = (208, 208, 208)
 
 MARGIN = 28
 GAP = 12
@@ -36,7 +36,7 @@ def panel(
 ) -> Image.Image:
     """Return a table of pictures, image | label | prediction | error, one row each, with a legend of the classes.
 
-    The error column shows the image dimmed, wrong pixels red and ignored pixels grey. `titles`, one for each row,
+    The error column shows the image dimmed, wrong pixels red and ignored pixels light grey. `titles`, one for each row,
     stand above the rows (file names), beside the share of valid pixels that are right.
     """
     if not rows:
@@ -86,7 +86,7 @@ def overlay(
 
 
 def colourise(train_ids: Integer[np.ndarray, "h w"], class_table: ClassTable) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the colour of each pixel's class; ignored pixels are grey."""
+    """Return the colour of each pixel's class; ignored pixels are light grey."""
     lookup = np.full((256, 3), IGNORED, dtype=np.uint8)
     lookup[: class_table.num_classes] = class_table.colours
     return lookup[train_ids]

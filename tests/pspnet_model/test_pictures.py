@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pspnet.labels import IGNORE_INDEX, ClassInfo, ClassTable
+from pspnet.labels import CITYSCAPES, IGNORE_INDEX, NYUV2_13, NYUV2_40, ClassInfo, ClassTable
 from pspnet.pictures import (
     COLUMNS,
     IGNORED,
@@ -36,7 +36,7 @@ def colours_of(picture: Image.Image) -> set[tuple[int, ...]]:
     return {tuple(map(int, colour)) for colour in np.unique(np.array(picture).reshape(-1, 3), axis=0)}
 
 
-def test_each_class_has_its_colour_and_ignored_pixels_are_grey() -> None:
+def test_each_class_has_its_colour_and_ignored_pixels_are_light_grey() -> None:
     assert colourise(LABEL, TABLE).tolist() == [[[128, 64, 128], [0, 0, 142]], [list(IGNORED), [0, 0, 142]]]
 
 
@@ -112,3 +112,10 @@ def test_a_confusion_matrix_is_drawn_from_tensors_and_arrays_with_empty_classes(
     assert nothing.size == picture.size
     with pytest.raises(ValueError, match="must be square"):
         confusion_matrix_picture(counts[:2], names)
+
+
+@pytest.mark.parametrize("table", [CITYSCAPES, NYUV2_40, NYUV2_13], ids=lambda table: table.name)
+def test_no_class_looks_like_ignored_or_wrong_pixels(table: ClassTable) -> None:
+    for colour in (IGNORED, WRONG):
+        nearest = np.abs(table.colours.astype(int) - colour).sum(axis=1).min()
+        assert nearest > 20, f"a class has nearly the colour {colour}"
