@@ -53,6 +53,7 @@ def name(
     return "roads"
 
 
+@pytest.mark.slow
 def test_evaluate_prints_the_scores_and_their_protocol(
     call: Call, local: TrackingConfig, name: str, store: Store, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_evaluate_prints_the_scores_and_their_protocol(
     }
 
 
+@pytest.mark.slow
 def test_promote_refuses_with_3_and_promotes_with_0(
     call: Call, local: TrackingConfig, name: str, store: Store
 ) -> None:

@@ -41,6 +41,7 @@ def alone() -> dict[str, Any]:
     return engine_workers.trained(rank=0, world_size=1)
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_weights_of_one(group: dict, alone: dict[str, Any]) -> None:
     """With BatchNorm on its running statistics (else each CPU worker has its own), in float64, over three steps.
 
@@ -56,6 +57,7 @@ def test_two_workers_train_the_weights_of_one(group: dict, alone: dict[str, Any]
     assert moved > 1e-3
 
 
+@pytest.mark.slow
 def test_all_workers_report_the_same_losses_and_end_with_the_same_bits(group: dict) -> None:
     first, second = (group[2, rank]["trained"] for rank in (0, 1))
     assert first["losses"] == second["losses"]
@@ -64,6 +66,7 @@ def test_all_workers_report_the_same_losses_and_end_with_the_same_bits(group: di
         assert torch.equal(weight, second["weights"][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_images", [5, 2])
 def test_one_two_and_three_workers_count_the_same_confusion(group: dict, num_images: int) -> None:
     """Also where a worker of the three has no image."""
@@ -75,6 +78,7 @@ def test_one_two_and_three_workers_count_the_same_confusion(group: dict, num_ima
         assert torch.equal(results[f"counts{num_images}"], expected)
 
 
+@pytest.mark.slow
 def test_all_workers_raise_when_the_loss_of_one_is_not_finite(group: dict) -> None:
     """Image 5 is in the second worker's share of iteration 1 (3 from the start): images 5 and 7."""
     untouched = engine_workers.trained(rank=0, world_size=1, prepare=engine_workers.prepare_with_a_nan)
