@@ -67,7 +67,12 @@ def main() -> int:
         dry_run=options.dry_run,
     )
     decision = report.promotion
-    verb = "promoted" if report.is_executed else "would be promoted" if decision.promote else "refused"
+    if report.challenger_version == report.champion_version:
+        verb = "stays"
+    elif decision.promote:
+        verb = "promoted" if report.is_executed else "would be promoted"
+    else:
+        verb = "refused"
     print(f"\n{comparison_table(report)}\n\nprotocol  {report.challenger.protocol}")
     print(f"{options.name} version {report.challenger_version} {verb}: {decision.reason}")
     return 0 if decision.promote else 3

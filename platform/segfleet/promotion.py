@@ -114,7 +114,12 @@ def comparison_table(report: PromotionReport) -> str:
         ),
     ):
         rows.append(
-            (label, _number(challenger_value), _number(champion_value), _gain(challenger_value, champion_value))
+            (
+                label,
+                _number(challenger_value),
+                _number(champion_value),
+                _gain(challenger_value, champion_value),
+            )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(

@@ -536,9 +536,10 @@ def _create_version(
             name,
             source=f"models:/{model.model_id}",
             run_id=run_id or None,
-            tags={PACKAGE_TAG: package_digest, MODEL_ID_TAG: model.model_id, **_version_tags(info)},
+            tags={**_version_tags(info), PACKAGE_TAG: package_digest, MODEL_ID_TAG: model.model_id},
             description=model_card(info).replace("NAME", name),
             model_id=model.model_id,
+            await_creation_for=0,
         )
     except BaseException:
         if is_new:

@@ -37,6 +37,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # after the environment above, which it reads when it is imported
 from mlflow import MlflowClient
@@ -535,15 +536,21 @@ def find_experiment(mlflow_client: MlflowClient, uri: str, name: str) -> str:
     experiment = mlflow_client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(mlflow_client.create_experiment(name, artifact_location=_artifact_location(uri)))
+            return str(
+                mlflow_client.create_experiment(
+                    name,
+                    artifact_location=_artifact_location(uri),
+                    # MLflow's UI then opens with what trains models, not with what judges language models.
+                    tags={"mlflow.experimentKind": "custom_model_development"},
+                )
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             experiment = mlflow_client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise InputError(
-            f"tracking.experiment_name must be an experiment that is not deleted, but {name!r} is in "
-            "MLflow's "
+            f"tracking.experiment_name must be an experiment that is not deleted, but {name!r} is in MLflow's "
             "bin. Restore it, or give another name."
         )
     return str(experiment.experiment_id)
