@@ -62,6 +62,7 @@ def run_search(config: SearchConfig) -> SearchResult:
     """
     config = replace(config, training=trainer.resolve(config.training))
     training = config.training
+    cluster.check_resources(training)
     for crop_size in sorted(config.space.crop_sizes):
         store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
     tracking_uri = tracking.resolve_uri(training.tracking)
