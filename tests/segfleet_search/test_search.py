@@ -109,7 +109,7 @@ def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing
     assert "nothing to train" in third.stdout
     table = re.compile(r"^rank .*?\n\n", re.S | re.M)
     assert table.findall(third.stdout) == table.findall(second.stdout) != []
-    version = re.compile(r"model version +(\S+)")
+    version = re.compile(r"model version +(\S+),")
     assert version.findall(third.stdout) == version.findall(second.stdout) == ["models:/pspnet-patches/1"]
 
 
