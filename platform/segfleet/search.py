@@ -206,7 +206,11 @@ def _run_trial(settings: dict[str, Any]) -> None:
     config = from_json(TrainingConfig, settings["config"])
     result = trainer.fit(
         trainer.build_trainer(
-            config, name=settings["name"], run_id=settings["run_id"], callbacks=[TuneReportCallback()]
+            config,
+            name=settings["name"],
+            run_id=settings["run_id"],
+            attempt=settings["attempt"],
+            callbacks=[TuneReportCallback()],
         )
     )
     if result.reason != "complete":
@@ -256,13 +260,19 @@ class _Execution:
         )
         print(f"trial {number} {'goes on' if proposal.is_resumed else 'starts'}: {point}", flush=True)
         self._started_at[number] = time.monotonic()
-        self._settings[number] = {"name": name, "run_id": run_id, "config": to_json(config)}
+        self._settings[number] = {
+            "name": name,
+            "run_id": run_id,
+            "attempt": uuid.uuid4().hex[:12],
+            "config": to_json(config),
+        }
         return {"number": number, **self._settings[number]}
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
         """Store what a trial reported and return whether it stops."""
         if "miou" not in result or not math.isfinite(result["miou"]):
             return False
+        self._catch_up(number, result["history"][:-1])
         epoch, miou = int(result["epoch"]), float(result["miou"])
         decision = self._study.report(number, epoch=epoch, miou=miou)
         if miou >= self._best.get(number, -1.0) and result.get("checkpoint_path"):
@@ -273,12 +283,30 @@ class _Execution:
             self._pruned[number] = decision.reason
         return decision.stop
 
+    def _catch_up(self, number: int, history: list[list[float]]) -> None:
+        """Store the evaluations whose report got lost because this process, or the worker, died in between."""
+        for epoch, miou in history:
+            decision = self._study.report(number, epoch=int(epoch), miou=miou)
+            if decision.stop:
+                self._pruned[number] = decision.reason
+
     def end(self, number: int, result: dict[str, Any] | None, *, error: bool) -> None:
         """Write down why a trial ended, in the study and in its run."""
+        settings = self._settings[number]
+        if number in self._pruned:
+            trainer.stop(
+                self._config.training,
+                name=settings["name"],
+                attempt=settings["attempt"],
+                message=self._pruned[number],
+            )
+        self._catch_up(
+            number,
+            trainer.complete_record(self._config.training, name=settings["name"], run_id=settings["run_id"]),
+        )
         reason, detail = self._why(number, result or {}, error=error)
         self._study.note(number, {"seconds": round(time.monotonic() - self._started_at[number], 1)})
         self._study.finish(number, reason, detail)
-        settings = self._settings[number]
         tracking.ship_spool(
             self._uri, settings["run_id"], trainer.spool_dir(self._config.training, settings["name"])
         )

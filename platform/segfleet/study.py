@@ -164,10 +164,11 @@ class Study:
     def report(self, number: int, *, epoch: int, miou: float) -> Decision:
         """Store the mIoU of a trial after `epoch` epochs and decide whether it goes on."""
         recorded = _mious(self._study.get_trials(deepcopy=False)[number])
-        if epoch in recorded:
-            stop = self._trial(number).user_attrs.get("stop", "")
+        if epoch not in recorded:
+            self._trial(number).report(miou, step=epoch)
+        stop = self._trial(number).user_attrs.get("stop", "")
+        if stop or epoch in recorded:
             return Decision(stop=bool(stop), reason=stop or f"epoch {epoch} was decided before")
-        self._trial(number).report(miou, step=epoch)
         for rung in reversed(self.rungs):
             if epoch < rung or _value_at(recorded, rung) is not None:
                 continue

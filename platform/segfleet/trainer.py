@@ -39,6 +39,7 @@ from segfleet.worker import (
     new_model,
     read_outcome,
     record_outcome,
+    track,
     train_worker,
 )
 
@@ -58,8 +59,9 @@ class TrainingResult:
     """How a training ended and what it left."""
 
     reason: Reason
-    """complete; diverged (loss not finite); oom; refused (input cannot be used); failed (a defect, or a fault
-    that came again); lost (workers died more often than workers.max_failures)."""
+    """complete; pruned (ended from outside, see `stop`); diverged (loss not finite); oom; refused (input cannot
+    be used); failed (a defect, or a fault that came again); lost (workers died more often than
+    workers.max_failures)."""
 
     message: str
     """One line on the reason, empty for complete."""
@@ -144,17 +146,23 @@ def run_training(config: TrainingConfig) -> TrainingResult:
 
 
 def build_trainer(
-    config: TrainingConfig, *, name: str, run_id: str, callbacks: Sequence[UserCallback] = ()
+    config: TrainingConfig,
+    *,
+    name: str,
+    run_id: str,
+    attempt: str = "",
+    callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
     """Return the trainer of `config` whose checkpoints lie in <storage_dir>/<name>; `fit` runs it.
 
     `run_id` is the MLflow run to write to ("" for none). Under Tune give `callbacks=[TuneReportCallback()]`:
-    each evaluated epoch reports epoch, miou, loss, checkpoint_path, images_per_s, pixels_seen, is_last.
+    each evaluated epoch reports epoch, miou, history, loss, checkpoint_path, images_per_s, pixels_seen, is_last.
+    `attempt`, unique to this call, is what `stop` ends it by.
     """
     config = resolve(config)
     cluster.tune_ray()
     run_dir = run_folder(config, name)
-    attempt = uuid.uuid4().hex[:12]
+    attempt = attempt or uuid.uuid4().hex[:12]
     task = Task(
         config_json=to_json(config),
         run_dir=str(run_dir),
@@ -190,12 +198,18 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
         trainer.fit()
     except ray.train.TrainingFailedError as raised:
         error = raised
-    outcome = read_outcome(task)
+    outcome = read_outcome(task.run_dir, task.attempt)
     if outcome is None:
         outcome = _outcome_of(error, task)
-        record_outcome(task, outcome)
+        record_outcome(task.run_dir, outcome)
     shutil.rmtree(Path(task.run_dir) / "ray" / task.attempt, ignore_errors=True)
     return _result(task, outcome)
+
+
+def stop(config: TrainingConfig, *, name: str, attempt: str, message: str) -> None:
+    """End an attempt of the training `name` as pruned: its workers leave after the epoch they are in."""
+    folder = run_folder(config, name)
+    record_outcome(folder, Outcome(attempt=attempt, reason="pruned", message=message))
 
 
 def summary(result: TrainingResult) -> str:
@@ -275,6 +289,25 @@ def run_folder(config: TrainingConfig, name: str) -> Path:
 def spool_dir(config: TrainingConfig, name: str) -> Path:
     """Return where the training `name` keeps what the tracking server has not got yet."""
     return run_folder(config, name) / SPOOL_FOLDER
+
+
+def complete_record(config: TrainingConfig, *, name: str, run_id: str) -> list[list[float]]:
+    """Track what the newest checkpoint of the ended training `name` holds, and return its evaluations.
+
+    A worker that is stopped between a checkpoint and its report leaves an epoch that nobody heard of.
+    Returns [epoch, mIoU] of every evaluation; nothing where there is no readable checkpoint.
+    """
+    folder = run_folder(config, name)
+    try:
+        newest = checkpoint_folders(folder / "checkpoints")[-1]
+        metrics = json.loads((newest / STATE_FILE).read_text())["metrics"]
+        evaluations: list[list[float]] = metrics["history"]
+    except (IndexError, OSError, ValueError, KeyError):
+        return []
+    uri = tracking.resolve_uri(config.tracking)
+    with contextlib.closing(tracking.RunWriter(uri, run_id, spool_dir(config, name))) as writer:
+        track(writer, metrics)
+    return evaluations
 
 
 def run_name(config: TrainingConfig) -> str:

@@ -60,7 +60,7 @@ from segfleet.config import TrainingConfig, differences, from_json, to_json
 if TYPE_CHECKING:
     from segfleet.tracking import RunWriter
 
-Reason = Literal["complete", "diverged", "oom", "refused", "failed", "lost"]
+Reason = Literal["complete", "pruned", "diverged", "oom", "refused", "failed", "lost"]
 Report = Callable[[dict[str, Any]], None]
 
 PROGRESS_INTERVAL_S = 2.0
@@ -113,7 +113,7 @@ def train_worker(task_values: Mapping[str, Any]) -> None:
     the group that Ray Train starts in place of the failed one finds the record and ends at once.
     """
     task = Task(**task_values)
-    if read_outcome(task) is not None:
+    if read_outcome(task.run_dir, task.attempt) is not None:
         return
     context = ray.train.get_context()
     place = Place(
@@ -129,13 +129,14 @@ def train_worker(task_values: Mapping[str, Any]) -> None:
             raise
         detail = "".join(traceback.format_exception(error))
         record_outcome(
-            task, Outcome(attempt=task.attempt, reason=reason, message=message_of(error), detail=detail)
+            task.run_dir,
+            Outcome(attempt=task.attempt, reason=reason, message=message_of(error), detail=detail),
         )
         if isinstance(error, _AgreedError | DivergedError):
             return
         raise
     if place.rank == 0:
-        record_outcome(task, Outcome(attempt=task.attempt, reason="complete"))
+        record_outcome(task.run_dir, Outcome(attempt=task.attempt, reason="complete"))
 
 
 def train(task: Task, place: Place, *, report: Report) -> None:
@@ -171,7 +172,7 @@ class Training:
         log: "ProgressLog",
         writer: "RunWriter | None",
     ) -> None:
-        self.config, self.place, self.log, self.writer = config, place, log, writer
+        self.config, self.task, self.place, self.log, self.writer = config, task, place, log, writer
         self.run_dir = Path(task.run_dir)
         with _agreed(place):
             self.store = Store.open(config.data.store)
@@ -199,6 +200,7 @@ class Training:
         """Train the epochs that are left; each evaluated one is checkpointed, tracked, and then reported.
 
         The epoch that was resumed from is tracked and reported again: its worker may have died in between.
+        Whoever ends this attempt from outside records its outcome: nothing is kept of an epoch after that.
         """
         if self.place.rank == 0:
             self._track_config()
@@ -220,6 +222,9 @@ class Training:
                 "is_last": is_last,
                 "checkpoint_path": str(checkpoint_path(self.run_dir / "checkpoints", epoch + 1)),
             }
+            if self._is_ended():
+                return
+            metrics["history"] = [*self._history, [epoch + 1, metrics["miou"]]]
             if self.place.rank == 0:
                 self._save(metrics)
                 self._track(metrics)
@@ -228,6 +233,18 @@ class Training:
             self.log.epoch(metrics, num_epochs, time.monotonic() - started)
             self.last_metrics = metrics
             report(_reported(metrics))
+
+    def _is_ended(self) -> bool:
+        """Whether rank 0 finds an outcome of this attempt; the same on every worker."""
+        ended = [self.place.rank == 0 and read_outcome(self.task.run_dir, self.task.attempt) is not None]
+        if self.place.world_size > 1:
+            dist.broadcast_object_list(ended, src=0)
+        return ended[0]
+
+    @property
+    def _history(self) -> list[list[float]]:
+        """Epoch and mIoU of every evaluation so far: who missed a report learns it from the next."""
+        return [] if self.last_metrics is None else list(self.last_metrics["history"])
 
     @property
     def _epochs_done(self) -> int:
@@ -355,18 +372,8 @@ class Training:
             self.writer.log_artifact(path, "")
 
     def _track(self, metrics: Mapping[str, Any]) -> None:
-        """Send the curves of one epoch; the step is the number of epochs done."""
-        if self.writer is None:
-            return
-        train_names = ("loss", "main_loss", "aux_loss")
-        points = {f"train/{name}": metrics[name] for name in train_names}
-        points |= {name: metrics[name] for name in ("lr", "images_per_s", "data_wait_s")}
-        if "miou" in metrics:
-            points |= {f"val/{name}": metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-            points |= {
-                f"class_iou/{name}": iou for name, iou in metrics["class_iou"].items() if iou is not None
-            }
-        self.writer.log_metrics(points, step=metrics["epoch"])
+        if self.writer is not None:
+            track(self.writer, metrics)
 
     def _draw(self, confusion: ConfusionMatrix) -> None:
         """Write the panel of a few validation images, always the same ones, and the confusion matrix."""
@@ -391,6 +398,16 @@ class Training:
             os.replace(aside, path)
             if self.writer is not None:
                 self.writer.log_artifact(path, "pictures")
+
+
+def track(writer: "RunWriter", metrics: Mapping[str, Any]) -> None:
+    """Send the curves of one epoch; the step is the number of epochs done."""
+    points = {f"train/{name}": metrics[name] for name in ("loss", "main_loss", "aux_loss")}
+    points |= {name: metrics[name] for name in ("lr", "images_per_s", "data_wait_s")}
+    if "miou" in metrics:
+        points |= {f"val/{name}": metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+        points |= {f"class_iou/{name}": iou for name, iou in metrics["class_iou"].items() if iou is not None}
+    writer.log_metrics(points, step=metrics["epoch"])
 
 
 class ProgressLog:
@@ -446,19 +463,19 @@ class ProgressLog:
         self.say(line)
 
 
-def read_outcome(task: Task) -> Outcome | None:
-    """Return how this attempt ended, or None while it has not."""
+def read_outcome(run_dir: str | Path, attempt: str) -> Outcome | None:
+    """Return how the attempt ended, or None while it has not."""
     try:
-        outcome = Outcome(**json.loads((Path(task.run_dir) / OUTCOME_FILE).read_text()))
+        outcome = Outcome(**json.loads((Path(run_dir) / OUTCOME_FILE).read_text()))
     except FileNotFoundError:
         return None
-    return outcome if outcome.attempt == task.attempt else None
+    return outcome if outcome.attempt == attempt else None
 
 
-def record_outcome(task: Task, outcome: Outcome) -> None:
-    """Store how this attempt ended; the first record of an attempt stays."""
-    if read_outcome(task) is None:
-        _write_atomically(Path(task.run_dir) / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1).encode())
+def record_outcome(run_dir: str | Path, outcome: Outcome) -> None:
+    """Store how an attempt ended; the first record of an attempt stays."""
+    if read_outcome(run_dir, outcome.attempt) is None:
+        _write_atomically(Path(run_dir) / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1).encode())
 
 
 def reason_of(error: Exception) -> Reason | None:

@@ -16,7 +16,7 @@ from pspnet.model import PSPNet
 from pspnet.store import Store
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, load_config, override, to_json
-from segfleet.worker import Place, Task, message_of, reason_of, train
+from segfleet.worker import Outcome, Place, Task, message_of, reason_of, record_outcome, train
 
 
 class KilledError(BaseException):
@@ -92,6 +92,30 @@ def test_killed_and_resumed_is_uninterrupted(config: TrainingConfig, tmp_path: P
     log = (tmp_path / "b" / "progress.log").read_text()
     assert ("resumed after epoch 1" if damaged else "resumed after epoch 2") in log
     assert ("damaged" in log) == damaged
+
+
+def test_a_report_carries_every_evaluation_so_that_lost_reports_are_made_good(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    whole = trained(config, tmp_path / "a")
+    trained(config, tmp_path / "b", die_after=2)
+    resumed = trained(config, tmp_path / "b")
+    for reports in (whole, resumed):
+        assert reports[-1]["history"] == [[report["epoch"], report["miou"]] for report in whole]
+
+
+def test_an_attempt_ended_from_outside_keeps_nothing_of_the_next_epoch(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    reports: list[int] = []
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        reports.append(metrics["epoch"])
+        record_outcome(tmp_path / "a", Outcome(attempt="1", reason="pruned"))
+
+    train(task_of(config, tmp_path / "a"), Place(), report=report)
+    assert reports == [1]
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["epoch_0001"]
 
 
 def test_a_finished_training_is_reported_again_and_not_trained_again(

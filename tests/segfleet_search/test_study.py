@@ -83,6 +83,17 @@ def test_a_new_process_finds_trials_rungs_and_reasons(config: SearchConfig) -> N
     assert best.number == 0
 
 
+def test_a_stopped_trial_stays_stopped_whatever_comes_later(config: SearchConfig) -> None:
+    study = Study(config, store_digest="d")
+    first, second = study.ask().number, study.ask().number
+    study.report(first, epoch=1, miou=0.5)
+    assert study.report(second, epoch=1, miou=0.1).stop
+    late = study.report(second, epoch=3, miou=0.9)
+    assert late.stop
+    assert "rung of epoch 1" in late.reason
+    assert study.trials()[second].miou_by_epoch == {1: 0.1, 3: 0.9}
+
+
 def test_proposals_follow_from_seed_and_history_alone_and_never_repeat(
     config: SearchConfig, tmp_path: Path
 ) -> None:
