@@ -1,6 +1,8 @@
 """Confusion counts, exact in int64, and the fractions that follow from them."""
 
 # ruff: noqa: F722
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64, Integer
@@ -57,3 +59,12 @@ class ConfusionMatrix:
     def pixel_accuracy(self) -> float:
         """Share of all valid pixels that were predicted right."""
         return float(self.counts.diagonal().sum().double() / self.counts.sum().double())
+
+
+def constant_miou(class_counts: Sequence[int], train_id: int) -> float:
+    """Return the mIoU of predicting `train_id` everywhere, given the valid pixels of each class.
+
+    What a model must beat by far to have learned anything: with the most frequent class, the majority baseline.
+    """
+    num_occurring = sum(count > 0 for index, count in enumerate(class_counts) if index != train_id) + 1
+    return class_counts[train_id] / sum(class_counts) / num_occurring

@@ -51,6 +51,9 @@ class SearchResult:
     """models:/name/version, "" where none was registered."""
 
     aliases: tuple[str, ...] = ()
+    baseline: str = ""
+    """What the most frequent training class, predicted everywhere, scores on the same images."""
+
     panel_path: Path | None = None
     """Picture of the best model: image | label | prediction | error for fixed validation images."""
 
@@ -94,7 +97,7 @@ def print_search(result: SearchResult) -> int:
     if result.best is None:
         print("\nNo trial completed; the last column says why. Nothing was registered.")
         return 1
-    print(f"best trial     {result.best.number}: mIoU {result.best.miou:.4f}")
+    print(f"best trial     {result.best.number}: mIoU {result.best.miou:.4f} ({result.baseline})")
     if result.model_version:
         print(f"model version  {result.model_version}, alias {', '.join(result.aliases) or 'none'}")
     print(f"panel          {result.panel_path}")
@@ -119,6 +122,7 @@ def _conclude(
         tracking_uri=uri,
         num_trained=num_trained,
         study_picture=picture,
+        baseline=trainer.baseline(training, store),
     )
     if best is not None:
         result = _with_model(result, best, training, store, folder)

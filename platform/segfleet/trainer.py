@@ -23,6 +23,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pspnet.data import num_iterations
 from pspnet.errors import InputError
+from pspnet.metrics import constant_miou
 from pspnet.model import refuse_single_values
 from pspnet.store import Store
 from segfleet import cluster, registry, tracking
@@ -87,6 +88,9 @@ class TrainingResult:
     panel_path: Path | None
     """Picture: image | label | prediction | error for fixed validation images."""
 
+    baseline: str = ""
+    """What the most frequent training class, predicted everywhere, scores on the same images."""
+
     model_version: str = ""
     """models:/name/version in the registry, "" where none was registered."""
 
@@ -129,6 +133,7 @@ def run_training(config: TrainingConfig) -> TrainingResult:
         print(f"run {name}  MLflow run {run_id}  folder {run_dir}", flush=True)
         with follow(run_dir / PROGRESS_FILE):
             result = fit(build_trainer(config, name=name, run_id=run_id))
+    result = replace(result, baseline=baseline(config, store))
     tracking.end_run(
         uri,
         run_id,
@@ -219,7 +224,7 @@ def summary(result: TrainingResult) -> str:
         worst = sorted(result.class_iou.items(), key=lambda item: item[1])[:3]
         lines += [
             f"mIoU {result.miou:.4f} on the validation split after {result.epochs} epochs "
-            "(whole image, single-scale)",
+            f"(whole image, single-scale; {result.baseline})",
             "weakest classes: " + ", ".join(f"{name} {iou:.3f}" for name, iou in worst),
         ]
     named = {
@@ -279,6 +284,14 @@ def check_data(config: TrainingConfig) -> Store:
     if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
         refuse_single_values(model, config.per_worker_batch_size)
     return store
+
+
+def baseline(config: TrainingConfig, store: Store) -> str:
+    """Return, in words, the mIoU of predicting the most frequent training class on the validation split."""
+    train_counts = store.manifest.class_counts(config.data.train_split)[:-1]
+    train_id = train_counts.index(max(train_counts))
+    miou = constant_miou(store.manifest.class_counts(config.data.val_split)[:-1], train_id)
+    return f"{store.class_table.class_names[train_id]} everywhere: {miou:.4f}"
 
 
 def run_folder(config: TrainingConfig, name: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pspnet.labels import CITYSCAPES, IGNORE_INDEX
-from pspnet.metrics import ConfusionMatrix
+from pspnet.metrics import ConfusionMatrix, constant_miou
 
 
 def confusion_of(target: torch.Tensor, prediction: torch.Tensor, num_classes: int) -> ConfusionMatrix:
@@ -29,6 +29,14 @@ def test_scores_of_a_hand_computed_example() -> None:
     assert confusion.miou == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert confusion.mean_accuracy == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert confusion.pixel_accuracy == pytest.approx(3 / 5)
+
+
+def test_a_constant_prediction_scores_what_the_counts_say() -> None:
+    target = torch.tensor([0, 0, 0, 2, 2, IGNORE_INDEX, 3])
+    class_counts = [3, 0, 2, 1]
+    for train_id in range(4):
+        confusion = confusion_of(target, torch.full_like(target, train_id), 4)
+        assert constant_miou(class_counts, train_id) == pytest.approx(confusion.miou)
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
