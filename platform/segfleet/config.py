@@ -295,6 +295,9 @@ class SpaceConfig:
     max_aux_loss_weight: float = 1.0
     crop_sizes: tuple[int, ...] = (473, 593, 713)
     """Candidates for data.crop_size, each 8k + 1."""
+    also: tuple[str, ...] = ()
+    """Other settings to vary: PATH=log:LOW..HIGH, PATH=linear:LOW..HIGH or PATH=choice:A,B, such as
+    optim.weight_decay=log:1e-5..1e-3 or model.backbone=choice:resnet18,resnet50."""
 
     def __post_init__(self) -> None:
         _require(
@@ -334,8 +337,18 @@ class SearchConfig:
     num_trials: int = 16
     """Total number of trials of the study, those of earlier calls counted in."""
 
+    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    """Who proposes: TPE (multivariate, constant liar), a Gaussian process, chance, or every point of a grid."""
+
     num_startup_trials: int = 8
-    """Trials drawn at random before TPE proposes."""
+    """Trials drawn at random before TPE or the Gaussian process proposes."""
+
+    grid_points: int = 3
+    """Values of each range in a grid; a choice has all of its own."""
+
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """Who prunes: ASHA at its rungs; the median of the complete trials at the same epoch, after five of them;
+    or nobody."""
 
     min_epochs: int = 1
     """Epochs that every trial may train before it can be pruned (ASHA's grace period)."""
@@ -350,7 +363,7 @@ class SearchConfig:
     """Seed of the sampler."""
 
     def __post_init__(self) -> None:
-        for name in ("num_trials", "min_epochs"):
+        for name in ("num_trials", "min_epochs", "grid_points"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1, but got {value}.")
         for name in ("num_startup_trials", "max_concurrent_trials"):

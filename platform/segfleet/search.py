@@ -18,11 +18,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from pspnet.errors import InputError
 from pspnet.pictures import panel
 from pspnet.store import Store
 from segfleet import cluster, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, from_json, override, to_json
 from segfleet.search_report import draw_study, leaderboard_table
+from segfleet.space import dimensions
 from segfleet.study import Proposal, Reason, Study, TrialRecord
 
 NUM_PANEL_IMAGES = 6
@@ -65,6 +67,7 @@ def run_search(config: SearchConfig) -> SearchResult:
     """
     config = replace(config, training=trainer.resolve(config.training))
     training = config.training
+    dimensions(config.space, training)
     cluster.check_resources(training)
     for crop_size in sorted(config.space.crop_sizes):
         store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
@@ -238,13 +241,18 @@ class _Execution:
     def next_proposal(self) -> Proposal | None:
         return self._study.ask() if self._study.num_left() else None
 
-    def begin(self, proposal: Proposal) -> dict[str, Any]:
-        """Open the trial's run and return what `_run_trial` needs."""
+    def begin(self, proposal: Proposal) -> dict[str, Any] | None:
+        """Open the trial's run and return what `_run_trial` needs; None where its point cannot be trained."""
         number, name = proposal.number, f"{self._study.name}/trial_{proposal.number:04d}"
-        config = override(
-            self._config.training,
-            {**proposal.changes, "tracking.run_name": name, "tracking.registered_model_name": ""},
-        )
+        try:
+            config = override(
+                self._config.training,
+                {**proposal.changes, "tracking.run_name": name, "tracking.registered_model_name": ""},
+            )
+        except InputError as error:  # settings that are possible one by one, but not together
+            self._study.finish(number, "refused", str(error))
+            print(f"trial {number} refused: {error}", flush=True)
+            return None
         run_id = tracking.open_run(
             config.tracking,
             run_name=name.replace("/", "-"),
@@ -347,11 +355,12 @@ class _StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the settings of the next trial, or that there is none."""
-        proposal = self._waiting.pop(0) if self._waiting else self._execution.next_proposal()
-        if proposal is None:
-            return Searcher.FINISHED
-        self._number_of[trial_id] = proposal.number
-        return self._execution.begin(proposal)
+        while proposal := self._waiting.pop(0) if self._waiting else self._execution.next_proposal():
+            settings = self._execution.begin(proposal)
+            if settings is not None:
+                self._number_of[trial_id] = proposal.number
+                return settings
+        return Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -25,18 +25,10 @@ _COLOUR_OF = {
 
 def leaderboard_table(trials: Sequence[TrialRecord]) -> str:
     """Return the trials in the given order as a plain table; the last column says why each ended."""
-    header = [
-        "rank",
-        "trial",
-        "mIoU",
-        "epochs",
-        "base_lr",
-        "aux_loss_weight",
-        "crop_size",
-        "ended",
-        "because",
-    ]
-    rows = [header] + [[str(rank), *_cells(trial)] for rank, trial in enumerate(trials, start=1)]
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.changes))
+    names = [path.split(".")[-1] for path in paths]
+    header = ["rank", "trial", "mIoU", "epochs", *names, "ended", "because"]
+    rows = [header] + [[str(rank), *_cells(trial, paths)] for rank, trial in enumerate(trials, start=1)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -78,15 +70,16 @@ def draw_study(trials: Sequence[TrialRecord], *, title: str, rung_epochs: Sequen
     return path
 
 
-def _cells(trial: TrialRecord) -> list[str]:
-    changes = trial.changes
+def _cells(trial: TrialRecord, paths: Sequence[str]) -> list[str]:
     return [
         str(trial.number),
         "-" if math.isnan(trial.miou) else f"{trial.miou:.4f}",
         str(trial.num_epochs),
-        f"{changes['optim.base_lr']:.2e}",
-        f"{changes['optim.aux_loss_weight']:.3f}",
-        str(changes["data.crop_size"]),
+        *(_shown(trial.changes.get(path, "-")) for path in paths),
         trial.reason,
         trial.detail,
     ]
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

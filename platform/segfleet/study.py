@@ -1,12 +1,15 @@
 """The Optuna study: the one durable truth of a search.
 
 It proposes points, holds every trial's state, reason, run and checkpoint, and decides which trial goes on (ASHA,
-Li et al., MLSys 2020, algorithm 2) from the values that it stores, so that a restart forgets nothing.
+Li et al., MLSys 2020, algorithm 2, or the median rule of Vizier, Golovin et al., KDD 2017, section 3.2) from the
+values that it stores, so that a restart forgets nothing.
 """
 
+import itertools
 import json
 import math
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +22,12 @@ from optuna.trial import TrialState
 
 from pspnet.errors import InputError
 from segfleet.config import SearchConfig, flat
+from segfleet.space import Dimension, dimensions
 
 Reason = Literal["complete", "pruned", "diverged", "oom", "refused", "failed", "lost"]
+
+MEDIAN_STARTUP_TRIALS = 5
+"""Complete trials before the median rule prunes, as in Optuna."""
 
 _STATE_OF: dict[str, TrialState] = {
     "complete": TrialState.COMPLETE,
@@ -98,18 +105,38 @@ def decide_rung(value: float, others: Sequence[float], *, epoch: int, reduction_
     return Decision(stop=value < bar, reason=compared)
 
 
+def decide_median(study: optuna.Study, trial: optuna.trial.FrozenTrial, *, min_epochs: int) -> Decision:
+    """Return whether the last report of `trial` stops it: Optuna's MedianPruner, in words.
+
+    It stops where the trial's best value so far is below the median of the complete trials at the same epoch.
+    """
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=MEDIAN_STARTUP_TRIALS, n_warmup_steps=min_epochs)
+    epoch = max(trial.intermediate_values)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    others = [_mious(other)[epoch] for other in complete if epoch in other.intermediate_values]
+    if epoch < min_epochs or len(complete) < MEDIAN_STARTUP_TRIALS or not others:
+        return Decision(stop=False, reason=f"epoch {epoch} has too few complete trials to compare with")
+    best = max(trial.intermediate_values.values())
+    return Decision(
+        stop=pruner.prune(study, trial),
+        reason=f"best mIoU {best:.4f} up to epoch {epoch}, median {float(np.median(others)):.4f} of {len(others)} "
+        "complete trials",
+    )
+
+
 class Study:
     """A named Optuna study for one search configuration and one data set."""
 
     def __init__(self, config: SearchConfig, *, store_digest: str) -> None:
         """Create the study or continue it. Raises InputError if the name holds another search."""
         self._config = config
+        self._dimensions = dimensions(config.space, config.training)
         self._live: dict[int, optuna.trial.Trial] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             study_name=config.study,
             storage=_storage(config),
-            sampler=_sampler(config, number=0),
+            sampler=_sampler(config, self._dimensions, number=0),
             pruner=optuna.pruners.NopPruner(),
             direction="maximize",
             load_if_exists=True,
@@ -128,7 +155,9 @@ class Study:
 
     @property
     def rungs(self) -> list[int]:
-        """Epochs at which trials are compared."""
+        """Epochs at which ASHA compares; none for another scheduler."""
+        if self._config.scheduler != "asha":
+            return []
         return rungs(
             min_epochs=self._config.min_epochs,
             max_epochs=self._config.training.schedule.num_epochs,
@@ -144,13 +173,17 @@ class Study:
         ]
 
     def num_left(self) -> int:
-        """Return how many trials may still be asked for."""
-        return max(0, self._config.num_trials - len(self._study.get_trials(deepcopy=False)))
+        """Return how many trials may still be asked for; a grid has no more than its points."""
+        num_wanted = self._config.num_trials
+        if self._config.sampler == "grid":
+            sizes = [len(dimension.grid(self._config.grid_points)) for dimension in self._dimensions]
+            num_wanted = min(num_wanted, math.prod(sizes))
+        return max(0, num_wanted - len(self._study.get_trials(deepcopy=False)))
 
     def ask(self) -> Proposal:
         """Propose a new point, and store it before anything trains."""
         number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = _sampler(self._config, number=number)
+        self._study.sampler = _sampler(self._config, self._dimensions, number=number)
         trial = self._study.ask()
         self._live[trial.number] = trial
         return Proposal(number=trial.number, changes=self._point(trial), is_resumed=False)
@@ -169,6 +202,15 @@ class Study:
         stop = self._trial(number).user_attrs.get("stop", "")
         if stop or epoch in recorded:
             return Decision(stop=bool(stop), reason=stop or f"epoch {epoch} was decided before")
+        if self._config.scheduler == "median":
+            decision = decide_median(
+                self._study,
+                self._study.get_trials(deepcopy=False)[number],
+                min_epochs=self._config.min_epochs,
+            )
+            if decision.stop:
+                self.note(number, {"stop": decision.reason})
+            return decision
         for rung in reversed(self.rungs):
             if epoch < rung or _value_at(recorded, rung) is not None:
                 continue
@@ -217,14 +259,7 @@ class Study:
 
     def _point(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         """Return the point of a trial; parameters that were not stored before a death are drawn now."""
-        space = self._config.space
-        changes = {
-            "optim.base_lr": trial.suggest_float("base_lr", space.min_base_lr, space.max_base_lr, log=True),
-            "optim.aux_loss_weight": trial.suggest_float(
-                "aux_loss_weight", space.min_aux_loss_weight, space.max_aux_loss_weight
-            ),
-            "data.crop_size": trial.suggest_categorical("crop_size", space.crop_sizes),
-        }
+        changes = {dimension.path: _suggested(trial, dimension) for dimension in self._dimensions}
         trial.set_user_attr("changes", changes)
         return changes
 
@@ -248,7 +283,16 @@ class Study:
 
 def _fingerprint(config: SearchConfig, store_digest: str) -> dict[str, Any]:
     """Return what must be equal for two calls to belong to one study, as JSON gives it back."""
-    ends = ("num_trials", "max_concurrent_trials", "study", "study_storage", "num_startup_trials", "seed")
+    ends = (
+        "study",
+        "study_storage",
+        "num_trials",
+        "max_concurrent_trials",
+        "sampler",
+        "num_startup_trials",
+        "grid_points",
+        "seed",
+    )
     without = ("training.tracking.", "training.data.store", "training.workers.max_failures")
     settings = {
         path: value
@@ -267,12 +311,35 @@ def _storage(config: SearchConfig) -> optuna.storages.BaseStorage | str:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def _sampler(config: SearchConfig, *, number: int) -> optuna.samplers.BaseSampler:
-    """Return TPE whose proposal for trial `number` follows from the seed and the trials before it alone."""
+def _sampler(config: SearchConfig, space: Sequence[Dimension], *, number: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler whose proposal for trial `number` follows from the seed and the trials before it alone."""
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    if config.sampler == "grid":
+        # Not Optuna's GridSampler: outside `optimize` its last point raises. In a fixed order, drawn once.
+        points = list(itertools.product(*(dimension.grid(config.grid_points) for dimension in space)))
+        order = np.random.default_rng(config.seed).permutation(len(points))
+        point = points[order[number % len(points)]]
+        fixed = {dimension.name: value for dimension, value in zip(space, point, strict=True)}
+        with warnings.catch_warnings():  # experimental since 2.4, and pinned
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.PartialFixedSampler(fixed, optuna.samplers.RandomSampler(seed=seed))
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if config.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=config.num_startup_trials)
     return optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=config.num_startup_trials, multivariate=True, constant_liar=True
     )
+
+
+def _suggested(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
+    """Return the trial's value in `dimension`, drawn now where it has none yet."""
+    if dimension.kind == "choice":
+        return trial.suggest_categorical(dimension.name, dimension.choices)
+    is_log = dimension.kind == "log"
+    if dimension.is_integer:
+        return trial.suggest_int(dimension.name, int(dimension.low), int(dimension.high), log=is_log)
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=is_log)
 
 
 def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
