@@ -1,5 +1,6 @@
 """Pictures and label maps in files, read whole and checked: what cannot be used is refused by name."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pspnet.errors import InputError
+from segfleet.sources.zips import read_bytes
 
 MAX_PIXELS = 200_000_000
 """A picture that declares more is refused before it is decoded."""
@@ -54,7 +56,7 @@ def read_colours(path: str | Path) -> np.ndarray:
 
 def _decoded(path: str | Path) -> Image.Image:
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with io.BytesIO(read_bytes(path)) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
             if picture.width * picture.height > MAX_PIXELS:
