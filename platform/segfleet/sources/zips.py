@@ -13,8 +13,8 @@ from pathlib import Path
 from pspnet.errors import InputError
 
 MARK = ".zip!"
-MAX_MEMBER_BYTES = 1_000_000_000
-"""A member that declares more is refused before it is unpacked."""
+MAX_BYTES = 1_000_000_000
+"""A file that is larger, or a member that declares more, is refused before it is read."""
 
 
 def member_names(archive: Path) -> list[str]:
@@ -26,13 +26,18 @@ def read_bytes(path: str | Path) -> bytes:
     """Return a whole file, or a whole member of an archive, whose checksum is verified."""
     archive, found, member = str(path).partition(MARK)
     if not found:
+        num_bytes = Path(path).stat().st_size
+        if num_bytes > MAX_BYTES:
+            raise InputError(
+                f"A file must be of at most {MAX_BYTES} bytes, but {path} has {num_bytes}. Divide it."
+            )
         return Path(path).read_bytes()
     file = _open(Path(archive + ".zip"))
     try:
         info = file.getinfo(member)
-        if info.file_size > MAX_MEMBER_BYTES or info.flag_bits & 1:
+        if info.file_size > MAX_BYTES or info.flag_bits & 1:
             raise InputError(
-                f"A file in an archive must be unencrypted and of at most {MAX_MEMBER_BYTES} bytes, but {path} is not "
+                f"A file in an archive must be unencrypted and of at most {MAX_BYTES} bytes, but {path} is not "
                 f"({info.file_size} bytes). Unpack the archive yourself."
             )
         return file.read(info)
