@@ -230,14 +230,16 @@ def test_several_polygons_of_one_annotation_are_one_area(coco_root: Path) -> Non
     assert train_ids(folder_source(coco_root, label_kind="coco")).tolist() == [expected] * HEIGHT
 
 
-def test_only_names_travel_and_a_changed_file_is_other_data(coco_root: Path, tmp_path: Path) -> None:
+def test_a_worker_needs_no_json_file_and_a_changed_one_is_other_data(coco_root: Path, tmp_path: Path) -> None:
     source = folder_source(coco_root, label_kind="coco")
     first = ingest(source, tmp_path / "store")
     pair = source.listing().pairs[0]
     sent = pickle.dumps((source, pair))
-    assert b"segmentation" not in sent
+    (coco_root / "annotations" / "train.json").rename(tmp_path / "away")
     there, its_pair = pickle.loads(sent)  # noqa: S301
     assert there.read(its_pair)[1].tolist() == np.asarray(source.read(pair)[1]).tolist()
+    assert pair.annotation not in repr(pair)
+    (tmp_path / "away").rename(coco_root / "annotations" / "train.json")
     assert not ingest(source, tmp_path / "store").is_new
     content = coco("train")
     del content["annotations"][1]
@@ -273,6 +275,7 @@ def test_coco_images_without_annotations_are_left_out_unless_there_is_a_backgrou
 def test_every_mistake_of_a_coco_file_is_named_at_once(coco_root: Path, tmp_path: Path) -> None:
     content = coco("train")
     content["images"] += [{"id": 7, "file_name": "../x.jpg", "height": 1, "width": 1}, {"id": 8}]
+    content["images"] += [{"id": 7, "file_name": "again.jpg", "height": 1, "width": 1}]
     content["annotations"] += [{"id": 90, "image_id": 55, "category_id": 1}]
     content["annotations"] += [{"id": 91, "image_id": 7, "category_id": 44}]
     content["categories"] += [{"id": 1, "name": "again"}, {"id": "x", "name": "text"}]
@@ -283,7 +286,7 @@ def test_every_mistake_of_a_coco_file_is_named_at_once(coco_root: Path, tmp_path
         "category id 1 is there twice",
         "the category 'text' has no whole id",
         "image 7 lies outside of its folder (../x.jpg)",
-        "image 7 (../x.jpg) is there twice",
+        "image 7 (again.jpg) is there twice",
         "image 8 has no file_name",
         "annotation 90 is of image 55, which is not there",
         "annotation 91 is of category 44, which is not there",

@@ -1,9 +1,11 @@
 """COCO's annotations: one JSON file a split, polygons or run lengths, later annotations over earlier ones.
 
-Only the names of files travel to the cluster's workers; each process reads a JSON file when it first needs it.
+A JSON file is read once, where the source is made: to the cluster's workers goes just what it says of their images.
+Read, it takes ten times its size in memory.
 """
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -64,10 +66,11 @@ class CocoSource:
                 path = image_dir / image.file_name
                 if not path.is_file():
                     notes.append(f"no image for label {path} of {file}")
-                elif image_id not in coco.annotations and is_ignored[self.unlabelled_id]:
+                elif not image.annotated_names and is_ignored[self.unlabelled_id]:
                     notes.append(f"no label for image {path}")
                 else:
-                    pairs.append(Pair(split, image.name, str(path), f"{file}#{image_id}"))
+                    label = f"{file}#{image_id}"
+                    pairs.append(Pair(split, image.name, str(path), label, image.annotation))
             files = {image_dir / image.file_name for image in coco.images.values()}
             alone = {path for path in image_dir.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES} - files
             notes += [f"no label for image {path}" for path in sorted(alone)]
@@ -84,27 +87,24 @@ class CocoSource:
 
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the image and its ids."""
-        assert pair.label is not None
-        file, _, image_id = pair.label.rpartition("#")
         image = read_image(pair.image)
-        return image, self._ids(read_coco(Path(file)), image_id, image.shape[:2], pair)
+        return image, self._ids(json.loads(pair.annotation), image.shape[:2], pair)
 
-    def _ids(self, coco: "CocoFile", image_id: str, shape: tuple[int, int], pair: Pair) -> np.ndarray:
-        declared = coco.images[image_id].shape
-        if declared != shape:
+    def _ids(self, annotated: dict[str, Any], shape: tuple[int, int], pair: Pair) -> np.ndarray:
+        if annotated["shape"] != list(shape):
+            height, width = annotated["shape"]
             raise InputError(
-                f"Annotations must belong to their image, but {pair.label} says {declared[1]} x {declared[0]} and "
+                f"Annotations must belong to their image, but {pair.label} says {width} x {height} and "
                 f"{pair.image} is {shape[1]} x {shape[0]} (width x height). Replace one or remove the pair."
             )
         known = ids_by_name(self.class_table)
         ids = np.full(shape, self.unlabelled_id, dtype=np.int32)
         problems: list[str] = []
-        for annotation in coco.annotations.get(image_id, []):
-            name = coco.categories[annotation["category_id"]].name
+        for number, name, segmentation in annotated["annotations"]:
             try:
-                ids[_mask_of(annotation.get("segmentation"), shape)] = known[name]
+                ids[_mask_of(segmentation, shape)] = known[name]
             except ValueError as error:
-                problems.append(f"annotation {annotation.get('id')} ({name}): {error}")
+                problems.append(f"annotation {number} ({name}): {error}")
         if problems:
             raise InputError(
                 f"COCO annotations must have a segmentation of polygons or run lengths, but in {pair.label} "
@@ -118,12 +118,15 @@ class CocoImage:
     """An image as a COCO file names it."""
 
     file_name: str
-    shape: tuple[int, int]
+    annotated_names: frozenset[str]
+    """Categories of its annotations."""
+    annotation: str
+    """JSON of its shape and its annotations (id, category, segmentation), in the order of the file."""
 
     @property
     def name(self) -> str:
         """Its name in the store: the file's, without ending."""
-        return PurePosixPath(self.file_name).with_suffix("").as_posix()
+        return _name_of(self.file_name)
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,11 @@ class CocoFile:
 
     images: Mapping[str, CocoImage]
     categories: Mapping[int, CocoCategory]
-    annotations: Mapping[str, list[dict[str, Any]]]
-    """In the order of the file; images without annotations are left out."""
 
     @property
     def used_names(self) -> set[str]:
         """The names of the categories that have annotations."""
-        used = {item["category_id"] for found in self.annotations.values() for item in found}
-        return {self.categories[category].name for category in used}
+        return set().union(*(image.annotated_names for image in self.images.values()))
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -162,17 +162,17 @@ def coco_class_table(files: Mapping[str, Path], *, name: str, background: str) -
     """Return the class table of the categories of all splits, which must be the same; `background` is added to it."""
     first_path, *other_paths = files.values()
     categories = read_coco(first_path).categories
+    name_of = {key: category.name for key, category in categories.items()}
     for path in other_paths:
-        others = read_coco(path).categories
-        different = sorted(
-            key for key in categories.keys() | others.keys() if categories.get(key) != others.get(key)
-        )
+        others = {key: category.name for key, category in read_coco(path).categories.items()}
+        different = sorted(key for key, _ in name_of.items() ^ others.items())
         if different:
+            key = different[0]
             raise InputError(
-                f"All splits must have the same categories, but id {different[0]} is {categories.get(different[0])} in "
-                f"{first_path} and {others.get(different[0])} in {path}. Give a class table by --classes."
+                f"All splits must have the same categories, but id {key} is {name_of.get(key)!r} in {first_path} and "
+                f"{others.get(key)!r} in {path}. Give a class table by --classes."
             )
-    names = [category.name for category in categories.values()]
+    names = list(name_of.values())
     twice = sorted({item for item in names if names.count(item) > 1})
     if twice:
         raise InputError(
@@ -228,33 +228,47 @@ def _parsed(path: Path, _size: int, _changed_ns: int) -> CocoFile:
             problems.append(f"category id {item['id']} is there twice")
         else:
             categories[item["id"]] = CocoCategory(item["name"], str(item.get("supercategory") or ""))
-    images: dict[str, CocoImage] = {}
+    images: dict[str, tuple[str, list[Any]]] = {}
     names: set[str] = set()
     for item in _section(content, "images", path):
-        shape, file_name = (item.get("height"), item.get("width")), item.get("file_name")
+        image_id, file_name = str(item.get("id")), item.get("file_name")
+        shape = [item.get("height"), item.get("width")]
         if not isinstance(file_name, str) or not all(type(side) is int for side in shape):
-            problems.append(f"image {item.get('id')} has no file_name, height and width")
+            problems.append(f"image {image_id} has no file_name, height and width")
             continue
-        if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:
-            problems.append(f"image {item.get('id')} lies outside of its folder ({file_name})")
-        image = CocoImage(file_name, (item["height"], item["width"]))
-        if str(item.get("id")) in images or image.name in names:
-            problems.append(f"image {item.get('id')} ({file_name}) is there twice, by its id or its name")
-        images[str(item.get("id"))] = image
-        names.add(image.name)
-    annotations: dict[str, list[dict[str, Any]]] = {}
+        file = PurePosixPath(file_name)
+        if file.is_absolute() or ".." in file.parts or not file.name:
+            problems.append(f"image {image_id} lies outside of its folder ({file_name})")
+            continue
+        if image_id in images or _name_of(file_name) in names:
+            problems.append(f"image {image_id} ({file_name}) is there twice, by its id or its name")
+        images[image_id] = (file_name, shape)
+        names.add(_name_of(file_name))
+    annotations: dict[str, list[tuple[Any, str, Any]]] = {image_id: [] for image_id in images}
     for item in _section(content, "annotations", path):
-        image_id = str(item.get("image_id"))
+        image_id, key = str(item.get("image_id")), item.get("category_id")
+        category = categories.get(key) if type(key) is int else None
         if image_id not in images:
             problems.append(f"annotation {item.get('id')} is of image {image_id}, which is not there")
-        if item.get("category_id") not in categories:
-            problems.append(
-                f"annotation {item.get('id')} is of category {item.get('category_id')}, which is not there"
-            )
-        annotations.setdefault(image_id, []).append(item)
+        if category is None:
+            problems.append(f"annotation {item.get('id')} is of category {key}, which is not there")
+        if category is not None and image_id in images:
+            annotations[image_id].append((item.get("id"), category.name, item.get("segmentation")))
     if problems:
         raise InputError(f"A COCO file must fit together, but in {path} {listed(problems)}. Export it again.")
-    return CocoFile(images, categories, annotations)
+    found = {
+        image_id: CocoImage(
+            file_name,
+            frozenset(name for _, name, _ in annotations[image_id]),
+            json.dumps({"shape": shape, "annotations": annotations[image_id]}),
+        )
+        for image_id, (file_name, shape) in images.items()
+    }
+    return CocoFile(found, categories)
+
+
+def _name_of(file_name: str) -> str:
+    return PurePosixPath(file_name).with_suffix("").as_posix()
 
 
 def _section(content: Any, name: str, path: Path) -> list[dict[str, Any]]:
