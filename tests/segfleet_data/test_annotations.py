@@ -339,3 +339,39 @@ def test_an_image_of_another_size_than_its_annotations_is_named(coco_root: Path,
     Image.new("RGB", (WIDTH + 1, HEIGHT)).save(coco_root / "images" / "train" / "train1.jpg")
     with pytest.raises(InputError, match=r"train\.json#7 says 9 x 6 and .*train1\.jpg is 10 x 6"):
         ingest(folder_source(coco_root, label_kind="coco"), tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("images", "file"),
+    [
+        ("{split}", "annotations/{split}.json"),
+        ("{split}", "annotations/instances_{split}.json"),
+        ("images/{split}", "annotations/{split}.json"),
+        ("images/{split}", "annotations/instances_{split}.json"),
+        ("{split}", "{split}/_annotations.coco.json"),
+        ("{split}2017", "annotations/instances_{split}2017.json"),
+    ],
+)
+def test_layouts_of_coco_are_recognised_or_named_by_flags(tmp_path: Path, images: str, file: str) -> None:
+    for split in ("train", "val"):
+        save_image(tmp_path / images.format(split=split) / f"{split}1.jpg")
+        save_json(tmp_path / file.format(split=split), coco(split))
+    flags = {"images": images, "labels": file} if "2017" in images else {}
+    pairs = folder_source(tmp_path, label_kind="coco", **flags).listing().pairs  # type: ignore[arg-type]
+    assert [(pair.split, pair.name) for pair in pairs] == [("train", "train1"), ("val", "val1")]
+
+
+def test_one_coco_file_is_divided_by_a_rule_and_images_may_lie_in_folders_of_drives(tmp_path: Path) -> None:
+    content = coco("train")
+    names = [f"drive{drive}/{frame}.jpg" for drive in range(3) for frame in range(2)]
+    content["images"] = [{"id": name, "file_name": name, "height": HEIGHT, "width": WIDTH} for name in names]
+    content["annotations"] = [content["annotations"][0] | {"id": name, "image_id": name} for name in names]
+    save_json(tmp_path / "annotations.json", content)
+    for name in names:
+        save_image(tmp_path / "images" / name)
+    source = folder_source(tmp_path, label_kind="coco", val_fraction=0.3, group_pattern="(.*)/.*")
+    pairs = source.listing().pairs
+    assert [pair.split for pair in pairs] == ["train"] * 4 + ["val"] * 2
+    assert len({pair.name.split("/")[0] for pair in pairs[4:]}) == 1
+    with pytest.raises(InputError, match="has no split val"):
+        folder_source(tmp_path, label_kind="coco")
