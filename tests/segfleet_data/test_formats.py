@@ -67,6 +67,13 @@ def test_a_16_bit_label_of_the_other_byte_order_is_read_as_it_is_meant(tmp_path:
     assert read_ids(tmp_path / "a.tif").tolist() == [[256, 5]]
 
 
+def test_a_label_of_one_bit_has_the_ids_0_and_1(tmp_path: Path) -> None:
+    Image.fromarray(IDS > 0).save(tmp_path / "a.png")
+    ids = read_ids(tmp_path / "a.png")
+    assert np.issubdtype(ids.dtype, np.integer)
+    assert ids.tolist() == (IDS > 0).astype(int).tolist()
+
+
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".JPEG", ".webp", ".tif", ".tiff", ".bmp"])
 def test_images_may_have_any_format(tmp_path: Path, ending: str) -> None:
     source = folder_source(folder(tmp_path, ending, Image.fromarray(IDS), ".png"))

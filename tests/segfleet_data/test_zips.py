@@ -148,6 +148,21 @@ def test_an_archive_that_was_replaced_is_read_anew_and_is_other_data(root: Path,
     assert source.describe() != description
 
 
+def test_an_archive_of_the_same_size_but_of_another_time_is_other_data(zips: Path) -> None:
+    source = cityscapes_source(zips)
+    image, description = zips / "leftImg8bit_trainvaltest.zip", source.describe()
+    pair = source.listing().pairs[-1]
+    before = source.read(pair)[0]
+    content, changed_ns = image.read_bytes(), image.stat().st_mtime_ns
+    image.write_bytes(bytes(len(content)))
+    os.utime(image, ns=(changed_ns + 1_000_000_000, changed_ns + 1_000_000_000))
+    assert source.describe() != description
+    with pytest.raises(InputError, match="must be a whole zip file"):
+        source.read(pair)
+    image.write_bytes(content)
+    assert np.array_equal(source.read(pair)[0], before)
+
+
 def test_a_damaged_archive_is_named(zips: Path) -> None:
     path = zips / "leftImg8bit_trainvaltest.zip"
     whole = path.read_bytes()

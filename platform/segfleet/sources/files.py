@@ -38,8 +38,10 @@ def read_ids(path: str | Path) -> np.ndarray:
     Raises InputError for a file that does not hold one id per pixel, or whose format does not keep ids exactly.
     """
     picture = _decoded_label(path)
-    if picture.mode in ("L", "P", "I;16", "I", "1"):
+    if picture.mode in ("L", "P", "I;16", "I"):
         return np.asarray(picture)
+    if picture.mode == "1":
+        return np.asarray(picture).astype(np.uint8)
     if picture.mode == "I;16B":
         return np.asarray(picture).astype(np.uint16)
     if picture.format == "WEBP":  # which knows no grey: equal channels are what was grey
