@@ -1,10 +1,10 @@
-"""Ingest Cityscapes from its official folders into a store that training reads."""
+"""Ingest Cityscapes, from its official folders or zip archives, into a store that training reads."""
 
 from dataclasses import dataclass
 
 from segfleet.cli import parse_options, run_job
 from segfleet.ingest import ingest, summary
-from segfleet.sources.cityscapes import cityscapes_source
+from segfleet.sources.cityscapes import TrainLabels, cityscapes_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,10 +12,13 @@ class Options:
     """What to ingest, and where to."""
 
     root: str
-    """Folder with leftImg8bit and gtFine in it."""
+    """Folder with leftImg8bit and gtFine in it, or with leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip."""
 
     store: str
     """Folder of the store, made by this job."""
+
+    train_labels: TrainLabels = "fine"
+    """coarse takes train and train_extra with the labels of gtCoarse; val has those of gtFine in any case."""
 
     overwrite: bool = False
     """Replace a store of other data at that place."""
@@ -24,7 +27,8 @@ class Options:
 def main() -> None:
     """Ingest, and print what the store holds."""
     options = parse_options(Options, description=__doc__)
-    print(summary(ingest(cityscapes_source(options.root), options.store, overwrite=options.overwrite)))
+    source = cityscapes_source(options.root, train_labels=options.train_labels)
+    print(summary(ingest(source, options.store, overwrite=options.overwrite)))
 
 
 if __name__ == "__main__":

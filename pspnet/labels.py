@@ -181,7 +181,7 @@ def read_class_table(path: str | Path) -> ClassTable:
             if given is not None:
                 train_id = int(given)
             else:
-                train_id = IGNORE_INDEX if name.lower() in _IGNORED_NAMES else next_train_id
+                train_id = IGNORE_INDEX if name.lower() in IGNORED_NAMES else next_train_id
             next_train_id += train_id != IGNORE_INDEX
             classes.append(
                 ClassInfo(
@@ -199,7 +199,8 @@ def read_class_table(path: str | Path) -> ClassTable:
     return ClassTable(path.stem if path.stem != "classes" else path.parent.name, tuple(classes))
 
 
-_IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}
+IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}
+"""Names, in small letters, of classes that are ignored where no train id is given."""
 
 
 def _check_class(info: ClassInfo, table: str) -> None:
@@ -269,7 +270,7 @@ CITYSCAPES = _table(
 """The official table of Cityscapes (cityscapesscripts/helpers/labels.py): 35 classes, 19 of them trained."""
 
 
-def _varied_colours(count: int) -> list[tuple[int, int, int]]:
+def varied_colours(count: int) -> list[tuple[int, int, int]]:
     """Return colours that differ, as PASCAL VOC's devkit numbers them (bits of the index spread over r, g, b)."""
     colours = []
     for index in range(1, count + 1):
@@ -283,7 +284,7 @@ def _varied_colours(count: int) -> list[tuple[int, int, int]]:
 
 def _indoor(name: str, names: str) -> ClassTable:
     listed = names.split(", ")
-    colours = _varied_colours(len(listed))
+    colours = varied_colours(len(listed))
     classes = [ClassInfo("void", 0, IGNORE_INDEX, (0, 0, 0))]
     classes += [ClassInfo(item, index + 1, index, colours[index]) for index, item in enumerate(listed)]
     return ClassTable(name, tuple(classes))

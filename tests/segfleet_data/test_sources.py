@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,21 @@ def test_genuine_cityscapes_label_maps_have_the_official_train_ids() -> None:
         got = CITYSCAPES.train_id_of(ids, where=path.name)
         for value, train_id in expected.items():
             assert set(np.unique(got[ids == value]).tolist()) == {train_id if train_id >= 0 else IGNORE_INDEX}
+
+
+def test_of_a_large_mat_file_only_one_image_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """The original is 2.8 GB; here as many images, of which HDF5 writes none until they are filled."""
+    with h5py.File(tmp_path / "nyu.mat", "w") as file:
+        file.create_dataset("images", (1449, 3, 640, 480), dtype=np.uint8)
+        file.create_dataset("labels", (1449, 640, 480), dtype=np.uint16)
+    scipy.io.savemat(tmp_path / "splits.mat", {"trainNdxs": [[1]], "testNdxs": [[1449]]})
+    scipy.io.savemat(tmp_path / "classMapping40.mat", {"mapClass": np.ones((1, 894), dtype=np.uint8)})
+    source = nyuv2_source(mat=tmp_path / "nyu.mat", num_classes=13)
+    tracemalloc.start()
+    try:
+        for pair in source.listing().pairs:
+            image, ids = source.read(pair)
+            assert (image.shape, np.asarray(ids).shape) == ((480, 640, 3), (480, 640))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,6 +1,6 @@
 """Raw data of each kind: one module a source, each giving the same `Source` to `segfleet.ingest`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,8 @@ class Pair:
     """Path of the image, or its index in a file of many."""
     label: str | None
     """Path of the label; None for an image without one."""
+    annotation: str = field(default="", repr=False)
+    """What a file of many images says of this one, as JSON: so a worker need not read it all."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Files inside zip archives, read in place: `ARCHIVE.zip!folder/member.png` stands where a path does.
+
+Only the name travels to the cluster's workers; each process opens the archive when it first reads from it.
+"""
+
+import functools
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pspnet.errors import InputError
+
+MARK = ".zip!"
+MAX_BYTES = 1_000_000_000
+"""A file that is larger, or a member that declares more, is refused before it is read."""
+
+
+def member_names(archive: Path) -> list[str]:
+    """Return the names of the files in an archive; InputError where it is damaged."""
+    return _open(archive).namelist()
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return a whole file, or a whole member of an archive, whose checksum is verified."""
+    archive, found, member = str(path).partition(MARK)
+    if not found:
+        num_bytes = Path(path).stat().st_size
+        if num_bytes > MAX_BYTES:
+            raise InputError(
+                f"A file must be of at most {MAX_BYTES} bytes, but {path} has {num_bytes}. Divide it."
+            )
+        return Path(path).read_bytes()
+    file = _open(Path(archive + ".zip"))
+    try:
+        info = file.getinfo(member)
+        if info.file_size > MAX_BYTES or info.flag_bits & 1:
+            raise InputError(
+                f"A file in an archive must be unencrypted and of at most {MAX_BYTES} bytes, but {path} is not "
+                f"({info.file_size} bytes). Unpack the archive yourself."
+            )
+        return file.read(info)
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise InputError(
+            f"A file in an archive must be whole, but {path} is not: {error}. Download the archive again."
+        ) from error
+
+
+def stamps(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Return size and time of change of files that hold many pairs, for the description of their source."""
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)}
+
+
+def _open(archive: Path) -> zipfile.ZipFile:
+    try:
+        status = archive.stat()
+        return _opened(archive, status.st_size, status.st_mtime_ns, os.getpid())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(
+            f"An archive must be a whole zip file, but {archive} cannot be read: {error}. Download it again."
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(archive: Path, _size: int, _changed_ns: int, _process: int) -> zipfile.ZipFile:
+    """Open an archive once a process: a forked child that shared the parent's file would move its position."""
+    return zipfile.ZipFile(archive)
