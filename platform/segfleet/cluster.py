@@ -66,6 +66,19 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
             os.environ.pop("RAY_ADDRESS", None)
 
 
+@contextlib.contextmanager
+def connect_if_given(storage_dir: str | Path) -> Iterator[None]:
+    """Join the cluster at RAY_ADDRESS, where one is given: what it lacks is said before all else is looked at.
+
+    A local one is started by `connect`, inside, once everything else is known to be right.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        yield
+        return
+    with connect(storage_dir):
+        yield
+
+
 def check_resources(config: TrainingConfig) -> None:
     """Raise InputError at once where the cluster can never hold the workers that `config` asks for.
 

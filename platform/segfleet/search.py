@@ -68,15 +68,16 @@ def run_search(config: SearchConfig) -> SearchResult:
     config = replace(config, training=trainer.resolve(config.training))
     training = config.training
     dimensions(config.space, training)
-    cluster.check_resources(training)
-    for crop_size in sorted(config.space.crop_sizes):
-        store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
-    tracking_uri = tracking.resolve_uri(training.tracking)
-    tracking.check_server(tracking_uri)
-    if training.tracking.registered_model_name:
-        registry.check_name(training.tracking.registered_model_name)
-    with cluster.connect(training.tracking.storage_dir, has_dashboard=True):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.connect_if_given(training.tracking.storage_dir))
         cluster.check_resources(training)
+        for crop_size in sorted(config.space.crop_sizes):
+            store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
+        tracking_uri = tracking.resolve_uri(training.tracking)
+        tracking.check_server(tracking_uri)
+        if training.tracking.registered_model_name:
+            registry.check_name(training.tracking.registered_model_name)
+        stack.enter_context(cluster.connect(training.tracking.storage_dir, has_dashboard=True))
         study = Study(config, store_digest=store.digest)
         run_id = tracking.open_run(
             training.tracking,

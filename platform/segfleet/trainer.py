@@ -104,12 +104,13 @@ def run_training(config: TrainingConfig) -> TrainingResult:
     model_name = config.tracking.registered_model_name
     if model_name:
         registry.check_name(model_name)
-    cluster.check_resources(config)
-    store = check_data(config)
-    uri = tracking.resolve_uri(config.tracking)
-    tracking.check_server(uri)
-    with cluster.connect(config.tracking.storage_dir):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.connect_if_given(config.tracking.storage_dir))
         cluster.check_resources(config)
+        store = check_data(config)
+        uri = tracking.resolve_uri(config.tracking)
+        tracking.check_server(uri)
+        stack.enter_context(cluster.connect(config.tracking.storage_dir))
         name = run_name(config)
         run_dir = run_folder(config, name)
         run_id = tracking.open_run(
