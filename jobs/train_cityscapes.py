@@ -3,6 +3,7 @@
 import sys
 
 from segfleet.cli import parse_training, run_job
+from segfleet.cluster import joined
 from segfleet.presets import training_preset
 
 
@@ -15,10 +16,11 @@ def main() -> int:
         "it after every epoch and keep its checkpoints, curves and pictures. Interrupted, the same command goes on "
         "from the last checkpoint. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.",
     )
-    # After the flags: a wrong one, or --help, need not wait for Ray, torch and MLflow.
-    from segfleet.trainer import run_training, summary
+    # After the flags and what the cluster lacks: neither need wait for torch and MLflow.
+    with joined(config):
+        from segfleet.trainer import run_training, summary
 
-    result = run_training(config)
+        result = run_training(config)
     print(summary(result), file=sys.stdout if result.reason == "complete" else sys.stderr)
     return 0 if result.reason == "complete" else 1
 

@@ -6,16 +6,18 @@ on this machine. Exit code 1 where no trial completed, 2 for input that cannot b
 """
 
 from segfleet.cli import parse_search, run_job
+from segfleet.cluster import joined
 from segfleet.presets import search_preset
 
 
 def main() -> int:
     """Run or continue the search that the flags name."""
     config = parse_search(search_preset, "cityscapes_semseg_r50", description=__doc__ or "")
-    # After the flags: a wrong one, or --help, need not wait for Ray, torch and MLflow.
-    from segfleet.search import print_search, run_search
+    # After the flags and what the cluster lacks: neither need wait for torch and MLflow.
+    with joined(config.training):
+        from segfleet.search import print_search, run_search
 
-    return print_search(run_search(config))
+        return print_search(run_search(config))
 
 
 if __name__ == "__main__":

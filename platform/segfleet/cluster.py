@@ -11,7 +11,6 @@ from pathlib import Path
 
 import ray
 import ray.util
-import torch
 
 from pspnet.errors import InputError
 from segfleet.config import TrainingConfig
@@ -67,15 +66,14 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
 
 
 @contextlib.contextmanager
-def connect_if_given(storage_dir: str | Path) -> Iterator[None]:
-    """Join the cluster at RAY_ADDRESS, where one is given: what it lacks is said before all else is looked at.
+def joined(config: TrainingConfig) -> Iterator[None]:
+    """Join the cluster at RAY_ADDRESS, where one is given, and raise at once what `check_resources` raises.
 
-    A local one is started by `connect`, inside, once everything else is known to be right.
+    For jobs: this module imports neither torch nor MLflow, which take seconds, and whoever asks for too much should
+    not wait for them. A local cluster is started by `connect`, inside, once everything else is known to be right.
     """
-    if not os.environ.get("RAY_ADDRESS"):
-        yield
-        return
-    with connect(storage_dir):
+    with connect(config.tracking.storage_dir) if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext():
+        check_resources(config)
         yield
 
 
@@ -146,6 +144,8 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
 def _nodes() -> list[dict[str, float]]:
     """Return the resources of each node that is alive, or of this machine before a local cluster is started."""
     if not ray.is_initialized():
+        import torch
+
         return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

@@ -69,8 +69,7 @@ def run_search(config: SearchConfig) -> SearchResult:
     training = config.training
     dimensions(config.space, training)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(cluster.connect_if_given(training.tracking.storage_dir))
-        cluster.check_resources(training)
+        stack.enter_context(cluster.joined(training))
         for crop_size in sorted(config.space.crop_sizes):
             store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
         tracking_uri = tracking.resolve_uri(training.tracking)

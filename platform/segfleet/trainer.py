@@ -105,8 +105,7 @@ def run_training(config: TrainingConfig) -> TrainingResult:
     if model_name:
         registry.check_name(model_name)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(cluster.connect_if_given(config.tracking.storage_dir))
-        cluster.check_resources(config)
+        stack.enter_context(cluster.joined(config))
         store = check_data(config)
         uri = tracking.resolve_uri(config.tracking)
         tracking.check_server(uri)
