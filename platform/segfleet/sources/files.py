@@ -1,16 +1,21 @@
 """Pictures and label maps in files, read whole and checked: what cannot be used is refused by name."""
 
 import warnings
+import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pspnet.errors import InputError
 
 MAX_PIXELS = 200_000_000
 """A picture that declares more is refused before it is decoded."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BIT_DEPTH = "segfleet bit depth"
+_TIFF_BITS_PER_SAMPLE = 258
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -19,21 +24,36 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises InputError for a file that cannot be decoded to its last byte, is too large, or has no 8-bit colour.
     """
     picture = _decoded(path)
-    if picture.mode in ("L", "RGB", "P", "1"):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    if picture.mode in ("RGBA", "LA"):
-        alpha = np.asarray(picture.getchannel("A"))
-        if alpha.min() == 255:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    raise InputError(
-        f"An image must be 8-bit grey or RGB without transparency, but {path} is {picture.mode}. Convert it to RGB."
-    )
+    depth = _bits_per_channel(picture)
+    if depth > 8:
+        raise InputError(
+            f"An image must have 8 bits a channel, but {path} has {depth} ({picture.mode}). Convert it to 8-bit RGB: "
+            "which brightness becomes 255 is for you to say."
+        )
+    if picture.mode not in ("L", "RGB", "P", "1", "RGBA", "LA", "PA"):
+        raise InputError(
+            f"An image must be 8-bit grey or RGB, but {path} is {picture.mode}. Convert it to RGB."
+        )
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if np.asarray(picture.getchannel("A")).min() < 255:
+            raise InputError(
+                f"An image must have no transparent pixels, but {path} is {picture.mode} and has some. "
+                "Paint it on a background and save it as RGB."
+            )
+    return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def read_ids(path: str | Path) -> np.ndarray:
     """Return a label map as uint8, uint16 or int32 (h, w): the grey values, or the indices of a palette."""
     picture = _decoded(path)
-    if picture.mode in ("L", "P", "I;16", "I", "1"):
+    _refuse_turned(picture, path)
+    if picture.mode == "1":
+        return np.asarray(picture).astype(np.uint8)
+    if picture.mode == "L" and picture.format == "PNG":
+        # Pillow spreads 2 and 4 bits over 0 to 255; the ids are what the file says.
+        return np.asarray(picture) // {2: 85, 4: 17}.get(_bits_per_channel(picture), 1)
+    if picture.mode in ("L", "P", "I;16", "I;16B", "I"):
         return np.asarray(picture)
     raise InputError(
         f"A label must hold one id per pixel (grey or palette), but {path} is {picture.mode}. "
@@ -44,12 +64,18 @@ def read_ids(path: str | Path) -> np.ndarray:
 def read_colours(path: str | Path) -> np.ndarray:
     """Return a label map painted in class colours as uint8 (h, w, 3)."""
     picture = _decoded(path)
-    if picture.mode in ("RGB", "RGBA", "P"):
+    _refuse_turned(picture, path)
+    if picture.mode in ("RGB", "RGBA", "P") and _bits_per_channel(picture) <= 8:
         return np.asarray(picture.convert("RGB"))
     raise InputError(
-        f"A label painted in class colours must be RGB, but {path} is {picture.mode}. "
-        "Read it as ids instead (--labels ids)."
+        f"A label painted in class colours must be 8-bit RGB, but {path} is {picture.mode} with "
+        f"{_bits_per_channel(picture)} bits a channel. Save it as RGB, or read it as ids (--labels ids)."
     )
+
+
+def refuse_undecodable(path: str | Path) -> None:
+    """Raise InputError where a file cannot be decoded to its last byte, whatever its kind of pixels."""
+    _decoded(path)
 
 
 def _decoded(path: str | Path) -> Image.Image:
@@ -58,12 +84,16 @@ def _decoded(path: str | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(
-                    f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares {picture.width} x "
-                    f"{picture.height}. Cut it into parts."
-                )
+                raise Image.DecompressionBombError(f"declares {picture.width} x {picture.height}")
+            _refuse_several(picture, path)
             picture.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            _read_to_the_end(picture, file)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"A picture must have at most {MAX_PIXELS} pixels, but {path} is larger and was not decoded ({error}). "
+            "Cut it into parts."
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = (
@@ -75,3 +105,53 @@ def _decoded(path: str | Path) -> Image.Image:
             f"A picture must decode to its last byte, but {path} {reason}. Replace it or remove the pair."
         ) from error
     return picture
+
+
+def _refuse_several(picture: Image.Image, path: str | Path) -> None:
+    """Refuse an animation or a file of many pages; a camera's MPO shows its first picture everywhere."""
+    num_frames = getattr(picture, "n_frames", 1)
+    if num_frames > 1 and picture.format != "MPO":
+        raise InputError(
+            f"A file must hold one picture, but {path} holds {num_frames}. Save the one that is meant."
+        )
+
+
+def _refuse_turned(picture: Image.Image, path: str | Path) -> None:
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation != 1:
+        raise InputError(
+            f"A label must lie as it is stored, but {path} has the EXIF orientation {orientation}, which viewers obey "
+            "and label tools do not. Turn its pixels and save it without EXIF."
+        )
+
+
+def _read_to_the_end(picture: Image.Image, file: IO[bytes]) -> None:
+    """Note a PNG's bit depth; OSError where its end is missing or a checksum wrong: Pillow stops at the last pixel."""
+    if picture.format != "PNG":
+        return
+    file.seek(len(PNG_SIGNATURE))
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            raise OSError("its end is missing")
+        size, kind = int.from_bytes(head[:4], "big"), head[4:]
+        content, checksum = file.read(size), file.read(4)
+        if len(content) < size or len(checksum) < 4:
+            raise OSError("its end is missing")
+        if zlib.crc32(kind + content) != int.from_bytes(checksum, "big"):
+            raise OSError(f"the checksum of a chunk {kind.decode('latin-1')} is wrong")
+        if kind == b"IHDR":
+            picture.info[_BIT_DEPTH] = content[8]
+
+
+def _bits_per_channel(picture: Image.Image) -> int:
+    """Return how many bits a channel has in the file; Pillow shows 16-bit RGB as if it were 8-bit."""
+    if picture.mode.startswith("I;16"):
+        return 16
+    if picture.mode in ("I", "F"):
+        return 32
+    if picture.format == "PNG":
+        return int(picture.info.get(_BIT_DEPTH, 8))
+    tags = getattr(picture, "tag_v2", None)
+    return max(tags.get(_TIFF_BITS_PER_SAMPLE, (8,))) if tags else 8
