@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from segfleet.cli import parse_options, run_job
 from segfleet.ingest import ingest, summary
+from segfleet.selection import DEFAULT_FRACTION
 from segfleet.sources.cityscapes import cityscapes_source
 
 
@@ -17,6 +18,12 @@ class Options:
     store: str
     """Folder of the store, made by this job."""
 
+    skip_bad: int = 0
+    """So many pairs with problems may be left out; more, and no store is made."""
+
+    selection_fraction: float = DEFAULT_FRACTION
+    """Share of train that searches measure on instead of val: whole cities or clips where names show them; 0: none."""
+
     overwrite: bool = False
     """Replace a store of other data at that place."""
 
@@ -24,7 +31,15 @@ class Options:
 def main() -> None:
     """Ingest, and print what the store holds."""
     options = parse_options(Options, description=__doc__)
-    print(summary(ingest(cityscapes_source(options.root), options.store, overwrite=options.overwrite)))
+    source = cityscapes_source(options.root)
+    report = ingest(
+        source,
+        options.store,
+        overwrite=options.overwrite,
+        skip_bad=options.skip_bad,
+        selection_fraction=options.selection_fraction,
+    )
+    print(summary(report))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures and label maps in files, read whole and checked: what cannot be used is refused by name."""
 
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -78,20 +79,36 @@ def refuse_undecodable(path: str | Path) -> None:
     _decoded(path)
 
 
+def preview(path: str | Path) -> np.ndarray | None:
+    """Return a picture that was refused, roughly and unchecked, for a person to look at; None where nothing shows."""
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(file)
+            if picture.width * picture.height > MAX_PIXELS:
+                return None
+            if picture.mode.startswith("I"):
+                return np.asarray(Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB"))
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
 def _decoded(path: str | Path) -> Image.Image:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
             if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"declares {picture.width} x {picture.height}")
+                raise Image.DecompressionBombError(f"{picture.width * picture.height} pixels")
             _refuse_several(picture, path)
             picture.load()
             _read_to_the_end(picture, file)
-    except Image.DecompressionBombError as error:
+    except Image.DecompressionBombError as error:  # Pillow's own limit, or ours
+        declared = re.search(r"\d+", str(error))
         raise InputError(
-            f"A picture must have at most {MAX_PIXELS} pixels, but {path} is larger and was not decoded ({error}). "
-            "Cut it into parts."
+            f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares "
+            f"{declared[0] if declared else 'more'} and was not decoded. Cut it into parts."
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
@@ -153,5 +170,5 @@ def _bits_per_channel(picture: Image.Image) -> int:
         return 32
     if picture.format == "PNG":
         return int(picture.info.get(_BIT_DEPTH, 8))
-    tags = getattr(picture, "tag_v2", None)
-    return max(tags.get(_TIFF_BITS_PER_SAMPLE, (8,))) if tags else 8
+    bits = getattr(picture, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, 8)
+    return max(bits) if isinstance(bits, tuple) else int(bits)
