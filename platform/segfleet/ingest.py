@@ -32,7 +32,7 @@ from pspnet.store import (
     write_shard,
 )
 from segfleet.checks import Finding, PairFacts, check_pair, compare_pairs, from_json, to_json
-from segfleet.ingest_report import Report, table, write_report
+from segfleet.ingest_report import MAX_WARNINGS_ON_SCREEN, Report, table, write_report
 from segfleet.progress import tracked
 from segfleet.selection import DEFAULT_FRACTION, check_fraction, choose_selection
 from segfleet.sources import Pair, Source
@@ -188,7 +188,7 @@ def summary(report: IngestReport) -> str:
     if report.found is not None and report.found.problems:
         lines += ["left out, because --skip-bad allows it:", table(report.found.problems)]
     if report.found is not None and report.found.warnings:
-        lines += ["worth a look:", table(report.found.warnings)]
+        lines += ["worth a look:", table(report.found.warnings, max_lines=MAX_WARNINGS_ON_SCREEN)]
     done = f"ingested in {report.seconds:.1f} s" if report.is_new else "was there already, of the same files"
     lines.append(f"store {report.path}: {done}")
     if report.found is not None:

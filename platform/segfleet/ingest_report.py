@@ -20,14 +20,16 @@ from segfleet.sources import Pair, Source
 from segfleet.sources.files import preview
 
 MAX_ON_SCREEN = 20
+MAX_WARNINGS_ON_SCREEN = 5
 MAX_PICTURED = 200
-_THUMBNAIL = (192, 144)
+_THUMBNAIL = (160, 120)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #202124; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
 table { border-collapse: collapse; width: 100% } th { text-align: left }
 td, th { padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #dadce0; vertical-align: top }
-td img { display: block; margin-bottom: 4px } .faint { color: #6e7176 } .path { overflow-wrap: anywhere }
+td.pictures { width: 21rem; line-height: 0 } td img { margin: 0 4px 4px 0 } td.pictures p { line-height: 1.5 }
+.faint { color: #6e7176 } .path { overflow-wrap: anywhere }
 .bar { height: .8rem; min-width: 1px; display: inline-block; border: 1px solid #dadce0 }
 """
 
@@ -79,13 +81,13 @@ def write_report(
     return report
 
 
-def table(findings: Sequence[Finding]) -> str:
+def table(findings: Sequence[Finding], *, max_lines: int = MAX_ON_SCREEN) -> str:
     """Return the first findings, one a line, and how many there are of each kind."""
     kinds = Counter(finding.kind for finding in findings)
     width = max(len(kind) for kind in kinds)
-    lines = [f"  {finding.kind:{width}}  {finding.text}" for finding in findings[:MAX_ON_SCREEN]]
-    if len(findings) > MAX_ON_SCREEN:
-        lines.append(f"  {'…':{width}}  and {len(findings) - MAX_ON_SCREEN} more, all in the report")
+    lines = [f"  {finding.kind:{width}}  {finding.text}" for finding in findings[:max_lines]]
+    if len(findings) > max_lines:
+        lines.append(f"  {'…':{width}}  and {len(findings) - max_lines} more, all in the report")
     lines.append("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
     return "\n".join(lines)
 
@@ -132,7 +134,8 @@ def _section(
             keys = [(finding.split, finding.name), *([finding.other] if finding.other else [])]
             pictures = "".join(_pictures_of(source, by_key[key]) for key in keys)
         rows.append(
-            f"<tr><td>{pictures}</td><td>{html.escape(finding.kind)}</td>"
+            f'<tr><td class="pictures">{pictures}</td>'
+            f"<td>{html.escape(finding.kind)}</td>"
             f"<td>{html.escape(finding.split)}/{html.escape(finding.name)}</td>"
             f'<td class="path">{html.escape(finding.text)}</td></tr>'
         )
@@ -178,10 +181,11 @@ def _embedded(pixels: np.ndarray, resample: Image.Resampling) -> str:
     picture = Image.fromarray(pixels)
     scale = min(_THUMBNAIL[0] / picture.width, _THUMBNAIL[1] / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    file = io.BytesIO()
-    picture.resize(size, resample).save(file, "PNG", optimize=True)
+    file, is_photograph = io.BytesIO(), resample is not Image.Resampling.NEAREST
+    picture.resize(size, resample).save(file, "JPEG" if is_photograph else "PNG", quality=85)
     data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<img width="{size[0]}" height="{size[1]}" alt="" src="data:image/png;base64,{data}">'
+    kind = "jpeg" if is_photograph else "png"
+    return f'<img width="{size[0]}" height="{size[1]}" alt="" src="data:image/{kind};base64,{data}">'
 
 
 def _histogram(class_table: ClassTable, counts: dict[str, list[int]]) -> str:
