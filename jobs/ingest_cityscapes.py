@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from segfleet.cli import parse_options, run_job
 from segfleet.ingest import ingest, summary
+from segfleet.selection import DEFAULT_FRACTION
 from segfleet.sources.cityscapes import TrainLabels, cityscapes_source
 
 
@@ -20,6 +21,12 @@ class Options:
     train_labels: TrainLabels = "fine"
     """coarse takes train and train_extra with the labels of gtCoarse; val has those of gtFine in any case."""
 
+    skip_bad: int = 0
+    """So many pairs with problems may be left out; more, and no store is made."""
+
+    selection_fraction: float = DEFAULT_FRACTION
+    """Share of train that searches measure on instead of val: whole cities or clips where names show them; 0: none."""
+
     overwrite: bool = False
     """Replace a store of other data at that place."""
 
@@ -28,7 +35,14 @@ def main() -> None:
     """Ingest, and print what the store holds."""
     options = parse_options(Options, description=__doc__)
     source = cityscapes_source(options.root, train_labels=options.train_labels)
-    print(summary(ingest(source, options.store, overwrite=options.overwrite)))
+    report = ingest(
+        source,
+        options.store,
+        overwrite=options.overwrite,
+        skip_bad=options.skip_bad,
+        selection_fraction=options.selection_fraction,
+    )
+    print(summary(report))
 
 
 if __name__ == "__main__":

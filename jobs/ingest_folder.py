@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from segfleet.cli import parse_options, run_job
 from segfleet.ingest import ingest, summary
+from segfleet.selection import DEFAULT_FRACTION
 from segfleet.sources.folder import LabelKind, folder_source
 
 
@@ -61,6 +62,12 @@ class Options:
     val_list: str = ""
     """File with the names of the validation images."""
 
+    skip_bad: int = 0
+    """So many pairs with problems may be left out; more, and no store is made."""
+
+    selection_fraction: float = DEFAULT_FRACTION
+    """Share of train that searches measure on instead of val: whole cities or clips where names show them; 0: none."""
+
     overwrite: bool = False
     """Replace a store of other data at that place."""
 
@@ -82,7 +89,14 @@ def main() -> None:
         group_pattern=options.group_pattern,
         seed=options.seed,
     )
-    print(summary(ingest(source, options.store, overwrite=options.overwrite)))
+    report = ingest(
+        source,
+        options.store,
+        overwrite=options.overwrite,
+        skip_bad=options.skip_bad,
+        selection_fraction=options.selection_fraction,
+    )
+    print(summary(report))
 
 
 if __name__ == "__main__":

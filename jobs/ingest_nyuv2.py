@@ -5,6 +5,7 @@ from typing import Literal
 
 from segfleet.cli import parse_options, run_job
 from segfleet.ingest import ingest, summary
+from segfleet.selection import DEFAULT_FRACTION
 from segfleet.sources.nyuv2 import nyuv2_source
 
 
@@ -30,6 +31,12 @@ class Options:
     num_classes: Literal[40, 13] = 40
     """The 40 classes of Gupta et al. or the 13 of Couprie et al."""
 
+    skip_bad: int = 0
+    """So many pairs with problems may be left out; more, and no store is made."""
+
+    selection_fraction: float = DEFAULT_FRACTION
+    """Share of train that searches measure on instead of val: whole cities or clips where names show them; 0: none."""
+
     overwrite: bool = False
     """Replace a store of other data at that place."""
 
@@ -44,7 +51,14 @@ def main() -> None:
         root=options.root,
         num_classes=options.num_classes,
     )
-    print(summary(ingest(source, options.store, overwrite=options.overwrite)))
+    report = ingest(
+        source,
+        options.store,
+        overwrite=options.overwrite,
+        skip_bad=options.skip_bad,
+        selection_fraction=options.selection_fraction,
+    )
+    print(summary(report))
 
 
 if __name__ == "__main__":

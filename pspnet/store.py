@@ -5,6 +5,10 @@ store/
   train-00000.arrow …    one record batch an image: name, height, width, image bytes, label bytes (train ids)
 
 A window of an image is a strided copy of just its bytes; nothing is decoded after ingest.
+
+The manifest may cut the split train in two, by indices: `selection`, which searches measure their trials on, and
+`fit`, the rest. Both are views of the shards of train, which keeps meaning all of it; the official validation images
+are then left to the one measurement at the end.
 """
 
 import hashlib
@@ -25,6 +29,9 @@ from pspnet.labels import IGNORE_INDEX, ClassTable
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
+FIT, SELECTION = "fit", "selection"
+VIEWS = (FIT, SELECTION)
+"""The two parts of train, where the manifest cuts it."""
 
 _SCHEMA = pa.schema(
     [
@@ -57,6 +64,22 @@ class ShardInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The images of train that searches measure on instead of val; fixed when the store is made."""
+
+    fraction: float
+    """Share of train that was asked for."""
+    rule: str
+    """What was kept together: "group" (the part of the name that a city or clip shares) or "name" (nothing)."""
+    groups: list[str]
+    """The cities or clips that were chosen, by the rule "group"."""
+    indices: list[int]
+    """Indices into train, ascending."""
+    class_counts: list[int]
+    """Pixels of each train id in these images; the last entry counts the ignored ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a store says of itself."""
 
@@ -68,25 +91,50 @@ class Manifest:
     std: tuple[float, ...]
     source: dict[str, Any] = field(default_factory=dict)
     """Where the images came from, and how they were read."""
+    selection: Selection | None = None
+    """The cut of train into fit and selection; None where train is not cut."""
+    left_out: list[str] = field(default_factory=list)
+    """What is wrong with each pair of the source that the store lacks, because --skip-bad allowed it."""
 
     @cached_property
     def digest(self) -> str:
-        """One digest of all content: equal stores have equal ones, whoever wrote them."""
+        """One digest of all content and of the cut of train: equal stores have equal ones, whoever wrote them."""
         content = [
             self.class_table.digest_text,
             *(f"{name}:{shard.digest}" for name, shard in self._shards()),
         ]
+        if self.selection is not None:
+            content.append(f"selection:{self.selection.indices}")
         return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits on disk and, where train is cut, fit and selection."""
+        return [*self.splits, *(VIEWS if self.selection is not None else ())]
+
+    def indices(self, split: str) -> list[int] | None:
+        """Return the indices into train that fit or selection is; None for a split that is whole on disk."""
+        if split in self.splits or self.selection is None or split not in VIEWS:
+            return None
+        if split == SELECTION:
+            return self.selection.indices
+        return sorted(set(range(self.num_images("train"))) - set(self.selection.indices))
 
     def num_images(self, split: str) -> int:
         """Return how many images the split has."""
-        return sum(shard.num_images for shard in self.splits[split])
+        indices = self.indices(split)
+        return sum(shard.num_images for shard in self.splits[split]) if indices is None else len(indices)
 
     def class_counts(self, split: str) -> list[int]:
         """Return the pixels of each train id in the split; the last entry counts the ignored ones."""
-        return [
-            sum(counts) for counts in zip(*(shard.class_counts for shard in self.splits[split]), strict=True)
-        ]
+        if self.indices(split) is None:
+            shards = self.splits[split]
+            return [sum(counts) for counts in zip(*(shard.class_counts for shard in shards), strict=True)]
+        assert self.selection is not None
+        chosen = self.selection.class_counts
+        if split == SELECTION:
+            return chosen
+        return [count - part for count, part in zip(self.class_counts("train"), chosen, strict=True)]
 
     def _shards(self) -> list[tuple[str, ShardInfo]]:
         return [(name, shard) for name in sorted(self.splits) for shard in self.splits[name]]
@@ -101,6 +149,8 @@ class Manifest:
                 "mean": self.mean,
                 "std": self.std,
                 "source": self.source,
+                "selection": None if self.selection is None else asdict(self.selection),
+                "left_out": self.left_out,
                 "class_table": self.class_table.to_dict(),
                 "splits": {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()},
             },
@@ -147,13 +197,16 @@ class Store:
         return self.manifest.digest
 
     def split(self, name: str) -> "Split":
-        """Return the split of that name; InputError names those that there are."""
-        if name not in self.manifest.splits:
+        """Return the split of that name, or fit or selection; InputError names those that there are."""
+        if name not in self.manifest.split_names:
             raise InputError(
                 f"A split must be one of the store's, but {self.path} has no split {name!r}. "
-                f"There are: {', '.join(sorted(self.manifest.splits))}."
+                f"There are: {', '.join(sorted(self.manifest.split_names))}."
             )
-        return Split(self.path, name, self.manifest.splits[name])
+        indices = self.manifest.indices(name)
+        return Split(
+            self.path, name, self.manifest.splits[name if indices is None else "train"], indices=indices
+        )
 
 
 @dataclass(frozen=True)
@@ -168,11 +221,14 @@ class _Place:
 
 
 class Split:
-    """The images of one split, memory-mapped; indices are those of the ingest."""
+    """The images of one split, memory-mapped, in the order of the ingest; with `indices` only those."""
 
-    def __init__(self, path: Path, name: str, shards: Sequence[ShardInfo]) -> None:
+    def __init__(
+        self, path: Path, name: str, shards: Sequence[ShardInfo], *, indices: Sequence[int] | None = None
+    ) -> None:
         self._name = name
-        self._places = [place for shard in shards for place in _map_shard(path / shard.file)]
+        places = [place for shard in shards for place in _map_shard(path / shard.file)]
+        self._places = places if indices is None else [places[index] for index in indices]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -265,6 +321,8 @@ def publish_store(
     class_table: ClassTable,
     splits: Mapping[str, Sequence[ShardInfo]],
     source: Mapping[str, Any],
+    selection: Selection | None = None,
+    left_out: Sequence[str] = (),
 ) -> Manifest:
     """Complete the shards in the folder `aside` with their manifest and rename it to `path`, which must not exist.
 
@@ -284,6 +342,8 @@ def publish_store(
         mean=tuple(mean),
         std=tuple(std),
         source=dict(source),
+        selection=selection,
+        left_out=list(left_out),
     )
     (aside / MANIFEST_FILE).write_text(manifest.to_json() + "\n")
     for file in aside.iterdir():
@@ -354,6 +414,8 @@ def _read_manifest(path: Path) -> Manifest:
                 mean=tuple(map(float, values["mean"])),
                 std=tuple(map(float, values["std"])),
                 source=values["source"],
+                selection=Selection(**values["selection"]) if values.get("selection") else None,
+                left_out=values.get("left_out", []),
             )
             if manifest.digest != values["digest"]:
                 raise InputError(

@@ -51,10 +51,10 @@ def test_polygons_of_drives_become_a_store_whose_val_is_whole_drives(
 
 
 def test_lists_name_what_is_train_and_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in "abcd":
-        for folder in ("images", "labels"):
+    for number, name in enumerate("abcd"):
+        for folder, colour in (("images", 60 * number), ("labels", 0)):
             (tmp_path / folder).mkdir(exist_ok=True)
-            Image.new("L", (8, 6)).save(tmp_path / folder / f"{name}.png")
+            Image.new("L", (8, 6), colour).save(tmp_path / folder / f"{name}.png")
     (tmp_path / "classes.csv").write_text("id,name,r,g,b\n0,road,128,64,128\n")
     (tmp_path / "train.txt").write_text("c\na\n")
     (tmp_path / "val.txt").write_text("b.png\n")

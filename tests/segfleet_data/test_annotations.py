@@ -32,7 +32,8 @@ def shape(label: str, points: Any, kind: str = "polygon", **more: Any) -> dict[s
 
 def save_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)).save(path)
+    grey = 40 * len(path.stem)  # train and val differ
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), grey % 256, dtype=np.uint8)).save(path)
 
 
 def save_json(path: Path, content: Any) -> None:

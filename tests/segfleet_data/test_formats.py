@@ -103,7 +103,7 @@ def test_a_lossy_label_is_refused_whatever_its_name_says(
 
 def test_a_label_of_several_pages_is_refused(tmp_path: Path) -> None:
     Image.fromarray(IDS).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(IDS)])
-    with pytest.raises(InputError, match=r"one picture, but .*a\.tif has 2 pages"):
+    with pytest.raises(InputError, match=r"one picture, but .*a\.tif holds 2"):
         read_ids(tmp_path / "a.tif")
 
 

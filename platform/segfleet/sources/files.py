@@ -1,11 +1,14 @@
 """Pictures and label maps in files, read whole and checked: what cannot be used is refused by name."""
 
 import io
+import re
 import warnings
+import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pspnet.errors import InputError
 from segfleet.sources.zips import read_bytes
@@ -13,6 +16,9 @@ from segfleet.sources.zips import read_bytes
 MAX_PIXELS = 200_000_000
 """A picture that declares more is refused before it is decoded."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BIT_DEPTH = "segfleet bit depth"
+_TIFF_BITS_PER_SAMPLE = 258
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -21,15 +27,24 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises InputError for a file that cannot be decoded to its last byte, is too large, or has no 8-bit colour.
     """
     picture = _decoded(path)
-    if picture.mode in ("L", "RGB", "P", "1"):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    if picture.mode in ("RGBA", "LA"):
-        alpha = np.asarray(picture.getchannel("A"))
-        if alpha.min() == 255:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    raise InputError(
-        f"An image must be 8-bit grey or RGB without transparency, but {path} is {picture.mode}. Convert it to RGB."
-    )
+    depth = _bits_per_channel(picture)
+    if depth > 8:
+        raise InputError(
+            f"An image must have 8 bits a channel, but {path} has {depth} ({picture.mode}). Convert it to 8-bit RGB: "
+            "which brightness becomes 255 is for you to say."
+        )
+    if picture.mode not in ("L", "RGB", "P", "1", "RGBA", "LA", "PA"):
+        raise InputError(
+            f"An image must be 8-bit grey or RGB, but {path} is {picture.mode}. Convert it to RGB."
+        )
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if np.asarray(picture.getchannel("A")).min() < 255:
+            raise InputError(
+                f"An image must have no transparent pixels, but {path} is {picture.mode} and has some. "
+                "Paint it on a background and save it as RGB."
+            )
+    return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def read_ids(path: str | Path) -> np.ndarray:
@@ -38,12 +53,15 @@ def read_ids(path: str | Path) -> np.ndarray:
     Raises InputError for a file that does not hold one id per pixel, or whose format does not keep ids exactly.
     """
     picture = _decoded_label(path)
-    if picture.mode in ("L", "P", "I;16", "I"):
-        return np.asarray(picture)
     if picture.mode == "1":
         return np.asarray(picture).astype(np.uint8)
+    if picture.mode == "L" and picture.format == "PNG":
+        # Pillow spreads 2 and 4 bits over 0 to 255; the ids are what the file says.
+        return np.asarray(picture) // {2: 85, 4: 17}.get(_bits_per_channel(picture), 1)
     if picture.mode == "I;16B":
         return np.asarray(picture).astype(np.uint16)
+    if picture.mode in ("L", "P", "I;16", "I"):
+        return np.asarray(picture)
     if picture.format == "WEBP":  # which knows no grey: equal channels are what was grey
         pixels = np.asarray(picture.convert("RGB"))
         if (pixels == pixels[..., :1]).all():
@@ -57,17 +75,18 @@ def read_ids(path: str | Path) -> np.ndarray:
 def read_colours(path: str | Path) -> np.ndarray:
     """Return a label map painted in class colours as uint8 (h, w, 3), refused where its format changes colours."""
     picture = _decoded_label(path)
-    if picture.mode in ("RGB", "RGBA", "P"):
+    if picture.mode in ("RGB", "RGBA", "P") and _bits_per_channel(picture) <= 8:
         return np.asarray(picture.convert("RGB"))
     raise InputError(
-        f"A label painted in class colours must be RGB, but {path} is {picture.mode}. "
-        "Read it as ids instead (--labels ids)."
+        f"A label painted in class colours must be 8-bit RGB, but {path} is {picture.mode} with "
+        f"{_bits_per_channel(picture)} bits a channel. Save it as RGB, or read it as ids (--labels ids)."
     )
 
 
 def _decoded_label(path: str | Path) -> Image.Image:
     """Return a label map that is one picture in a format that keeps every pixel."""
-    picture = _decoded(path, one_page=True)
+    picture = _decoded(path)
+    _refuse_turned(picture, path)
     compression = str(picture.info.get("compression", ""))
     if picture.format == "WEBP":
         kind = "" if b"VP8 " not in _webp_chunks(read_bytes(path)) else "lossy WebP"
@@ -93,23 +112,43 @@ def _webp_chunks(content: bytes) -> list[bytes]:
     return names
 
 
-def _decoded(path: str | Path, *, one_page: bool = False) -> Image.Image:
+def refuse_undecodable(path: str | Path) -> None:
+    """Raise InputError where a file cannot be decoded to its last byte, whatever its kind of pixels."""
+    _decoded(path)
+
+
+def preview(path: str | Path) -> np.ndarray | None:
+    """Return a picture that was refused, roughly and unchecked, for a person to look at; None where nothing shows."""
     try:
         with io.BytesIO(read_bytes(path)) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(
-                    f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares {picture.width} x "
-                    f"{picture.height}. Cut it into parts."
-                )
-            num_pages = getattr(picture, "n_frames", 1) if one_page else 1
-            if num_pages > 1:
-                raise InputError(
-                    f"A label must be one picture, but {path} has {num_pages} pages. Save one page with all ids."
-                )
+                return None
+            if picture.mode.startswith("I"):
+                return np.asarray(Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB"))
+            return np.asarray(picture.convert("RGB"))
+    except (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _decoded(path: str | Path) -> Image.Image:
+    try:
+        with io.BytesIO(read_bytes(path)) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(file)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{picture.width * picture.height} pixels")
+            _refuse_several(picture, path)
             picture.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            _read_to_the_end(picture, file)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, or ours
+        declared = re.search(r"\d+", str(error))
+        raise InputError(
+            f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares "
+            f"{declared[0] if declared else 'more'} and was not decoded. Cut it into parts."
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = (
@@ -121,3 +160,53 @@ def _decoded(path: str | Path, *, one_page: bool = False) -> Image.Image:
             f"A picture must decode to its last byte, but {path} {reason}. Replace it or remove the pair."
         ) from error
     return picture
+
+
+def _refuse_several(picture: Image.Image, path: str | Path) -> None:
+    """Refuse an animation or a file of many pages; a camera's MPO shows its first picture everywhere."""
+    num_frames = getattr(picture, "n_frames", 1)
+    if num_frames > 1 and picture.format != "MPO":
+        raise InputError(
+            f"A file must hold one picture, but {path} holds {num_frames}. Save the one that is meant."
+        )
+
+
+def _refuse_turned(picture: Image.Image, path: str | Path) -> None:
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation != 1:
+        raise InputError(
+            f"A label must lie as it is stored, but {path} has the EXIF orientation {orientation}, which viewers obey "
+            "and label tools do not. Turn its pixels and save it without EXIF."
+        )
+
+
+def _read_to_the_end(picture: Image.Image, file: IO[bytes]) -> None:
+    """Note a PNG's bit depth; OSError where its end is missing or a checksum wrong: Pillow stops at the last pixel."""
+    if picture.format != "PNG":
+        return
+    file.seek(len(PNG_SIGNATURE))
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            raise OSError("its end is missing")
+        size, kind = int.from_bytes(head[:4], "big"), head[4:]
+        content, checksum = file.read(size), file.read(4)
+        if len(content) < size or len(checksum) < 4:
+            raise OSError("its end is missing")
+        if zlib.crc32(kind + content) != int.from_bytes(checksum, "big"):
+            raise OSError(f"the checksum of a chunk {kind.decode('latin-1')} is wrong")
+        if kind == b"IHDR":
+            picture.info[_BIT_DEPTH] = content[8]
+
+
+def _bits_per_channel(picture: Image.Image) -> int:
+    """Return how many bits a channel has in the file; Pillow shows 16-bit RGB as if it were 8-bit."""
+    if picture.mode.startswith("I;16"):
+        return 16
+    if picture.mode in ("I", "F"):
+        return 32
+    if picture.format == "PNG":
+        return int(picture.info.get(_BIT_DEPTH, 8))
+    bits = getattr(picture, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, 8)
+    return max(bits) if isinstance(bits, tuple) else int(bits)
