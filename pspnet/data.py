@@ -115,7 +115,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this worker's batches of an epoch, copied by threads ahead of their use.
 
-    `start_iteration` and `max_iterations` (0: to the end) are counted from the beginning of the epoch.
+    `start_iteration` and `max_iterations` (0: to the end) are counted from the beginning of the epoch. Without
+    prefetch threads a batch is read when it is asked for.
     """
     order = epoch_order(len(split), seed=seed, epoch=epoch)
 
@@ -141,6 +142,9 @@ def train_batches(
         return _read_batch(split, samples, crop_size)
 
     iterations = range(start_iteration, num_iterations(split, global_batch_size, max_iterations))
+    if num_prefetch_threads == 0:
+        yield from map(read, iterations)
+        return
     with ThreadPoolExecutor(num_prefetch_threads, thread_name_prefix="prefetch") as threads:
         ahead: deque[Future[Batch]] = deque()
         todo = iter(iterations)

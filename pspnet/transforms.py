@@ -6,6 +6,7 @@ align_corners=False; images bilinear (nearest-exact for labels). Outside the ima
 IGNORE_INDEX.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ def prepare_batch(
     crop_size).
     """
     device = torch.device(device)
+    if device.type == "cpu":
+        return _prepare_on_cpu(batch, crop_size, mean, std)
     images, targets = [], []
     for window, target, sample in zip(batch.windows, batch.targets, batch.samples, strict=True):
         image, label = crop(
@@ -94,6 +97,20 @@ def prepare_batch(
         targets.append(label)
     stacked = normalise(torch.stack(images), mean, std)
     return stacked.contiguous(memory_format=torch.channels_last), torch.stack(targets).long()
+
+
+def _prepare_on_cpu(
+    batch: "Batch", crop_size: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    from pspnet.cpu_crop import crop_into
+
+    images = torch.empty(len(batch.samples), crop_size, crop_size, 3)
+    targets = torch.empty(len(batch.samples), crop_size, crop_size, dtype=torch.int64)
+    for image, label, *source in zip(
+        images, targets, batch.windows, batch.targets, batch.samples, strict=True
+    ):
+        crop_into(image, label, *source, mean=mean, std=std)
+    return images.permute(0, 3, 1, 2), targets
 
 
 def crop(
@@ -130,8 +147,8 @@ def _upright(
 ) -> tuple[Tensor, Tensor]:
     """Resize rows, then columns, each as a weighted sum of two neighbours."""
     area = source_window(sample, crop_size)
-    rows = _Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
-    columns = _Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
+    rows = Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
+    columns = Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
     image = rows.interpolate(window, dim=1)
     image = columns.interpolate(image, dim=2)
     label = rows.pick(target, dim=0)
@@ -173,36 +190,53 @@ def _rotated(
     return torch.where(inside, image, fill), torch.where(inside, label, IGNORE_INDEX)
 
 
-class _Axis:
+class Axis:
     """How the rows (or columns) of a crop come from those of a source window."""
 
     def __init__(self, offset: int, crop_size: int, size: int, scaled: int, begin: int) -> None:
         target = np.arange(offset, offset + crop_size)
-        self._inside = (target >= 0) & (target < scaled)
-        self.is_padded = not bool(self._inside.all())
+        self.is_inside = (target >= 0) & (target < scaled)
+        self.is_padded = not bool(self.is_inside.all())
         centre = (np.clip(target, 0, scaled - 1) + 0.5) * (size / scaled)
         source = np.clip(centre - 0.5, 0, size - 1)
         low = np.minimum(np.floor(source).astype(np.int64), size - 1)
-        self._weight = (source - low).astype(np.float32)
-        self._low = low - begin
-        self._high = np.minimum(low + 1, size - 1) - begin
+        self.weight = (source - low).astype(np.float32)
+        """Of `high`; the rest is that of `low`."""
+        self.low = low - begin
+        self.high = np.minimum(low + 1, size - 1) - begin
         # In whole numbers: floating point would decide ties, where a centre falls between two pixels, by chance.
-        self._nearest = (2 * np.clip(target, 0, scaled - 1) + 1) * size // (2 * scaled) - begin
+        self.nearest = (2 * np.clip(target, 0, scaled - 1) + 1) * size // (2 * scaled) - begin
+
+    def reversed(self) -> "Axis":
+        """Return the axis of the mirrored crop."""
+        other = copy.copy(self)
+        for name in ("is_inside", "weight", "low", "high", "nearest"):
+            setattr(other, name, getattr(self, name)[::-1].copy())
+        return other
 
     def inside(self, device: torch.device) -> Tensor:
-        return torch.from_numpy(self._inside).to(device)
+        """Return which rows of the crop lie in the image."""
+        return torch.from_numpy(self.is_inside).to(device)
 
     def interpolate(self, image: Tensor, *, dim: int) -> Tensor:
+        """Return the weighted sums of two neighbours along `dim`, float32."""
         shape = [-1 if axis == dim else 1 for axis in range(image.dim())]
-        weight = torch.from_numpy(self._weight).to(image.device).view(shape)
+        weight = torch.from_numpy(self.weight).to(image.device).view(shape)
         low, high = (
             image.index_select(dim, torch.from_numpy(index).to(image.device)).float()
-            for index in (self._low, np.minimum(self._high, image.shape[dim] - 1))
+            for index in (self.low, np.minimum(self.high, image.shape[dim] - 1))
         )
         return torch.lerp(low, high, weight)
 
     def pick(self, label: Tensor, *, dim: int) -> Tensor:
-        return label.index_select(dim, torch.from_numpy(self._nearest).to(label.device))
+        """Return the nearest neighbours along `dim`."""
+        return label.index_select(dim, torch.from_numpy(self.nearest).to(label.device))
+
+
+def gaussian_taps(sigma: float) -> np.ndarray:
+    """Return the five weights of a Gaussian, which sum to 1."""
+    taps = np.exp(-(np.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
+    return taps / taps.sum()
 
 
 def _rotation_margin(angle: float, crop_size: int) -> int:

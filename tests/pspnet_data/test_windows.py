@@ -13,7 +13,7 @@ from pspnet.data import draw_sample, epoch_order, num_iterations, shard_indices,
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX, NYUV2_13
 from pspnet.store import Store, publish_store, write_shard
-from pspnet.transforms import Sample, crop, prepare_batch, source_window
+from pspnet.transforms import Sample, crop, normalise, prepare_batch, source_window
 
 MEAN = (100.0, 110.0, 120.0)
 TIE = 200
@@ -116,6 +116,35 @@ def test_a_turn_by_nothing_is_upright_and_by_90_degrees_is_a_transposition(store
         expected = torch.rot90(upright, -turn, (1, 2))
         assert torch.equal(got_label, torch.rot90(upright_label, -turn))
         assert (got - expected).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("size", [33, 41, 97])
+def test_a_crop_on_the_cpu_is_the_plain_crop_normalised(store: Store, size: int) -> None:
+    """The banded products of pspnet.cpu_crop against transforms.crop, over every mixture of turn, blur and flip."""
+    split = store.split("train")
+    std = (50.0, 60.0, 70.0)
+    kinds = set()
+    batches = (
+        batch
+        for epoch in range(4)
+        for batch in train_batches(
+            split, seed=5, epoch=epoch, rank=0, world_size=1, global_batch_size=10, crop_size=size, **DRAW
+        )
+    )
+    for batch in batches:
+        images, targets = prepare_batch(batch, crop_size=size, mean=MEAN, std=std, device="cpu")
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        for window, label, sample, image, target in zip(
+            batch.windows, batch.targets, batch.samples, images, targets, strict=True
+        ):
+            plain, plain_label = crop(window, label, sample, size, mean=MEAN)
+            difference = (image - normalise(plain, MEAN, std)).abs().max()
+            # grid_sample takes float32 coordinates: a turned crop is 1e-2 grey levels of 50 uncertain
+            assert difference < (2e-4 if sample.angle else 1e-5)
+            # ... and its labels are read in fixed point: where two pixels are equally near, either may be taken
+            assert (target != plain_label.long()).float().mean() <= (1e-3 if sample.angle else 0)
+            kinds.add((sample.angle != 0, sample.blur_sigma != 0, sample.flip))
+    assert len(kinds) == 8
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
