@@ -106,10 +106,10 @@ def _prepare_on_cpu(
 
     images = torch.empty(len(batch.samples), crop_size, crop_size, 3)
     targets = torch.empty(len(batch.samples), crop_size, crop_size, dtype=torch.int64)
-    for image, label, *source in zip(
-        images, targets, batch.windows, batch.targets, batch.samples, strict=True
+    for number, (window, target, sample) in enumerate(
+        zip(batch.windows, batch.targets, batch.samples, strict=True)
     ):
-        crop_into(image, label, *source, mean=mean, std=std)
+        crop_into(images[number], targets[number], window, target, sample, mean=mean, std=std)
     return images.permute(0, 3, 1, 2), targets
 
 
