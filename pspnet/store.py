@@ -241,6 +241,10 @@ class Split:
         """Return (height, width) in pixels."""
         return self._places[index].height, self._places[index].width
 
+    def labelled(self) -> list[int]:
+        """Return the indices of the images that have a label."""
+        return [index for index, place in enumerate(self._places) if place.label is not None]
+
     def image(self, index: int) -> np.ndarray:
         """Return a read-only view of an image, uint8 (h, w, 3)."""
         return self._places[index].image
