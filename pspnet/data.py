@@ -7,9 +7,10 @@ restarts does not change which windows are seen.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pspnet.errors import InputError
 from pspnet.store import Split
-from pspnet.transforms import BLUR_SIGMA, Sample, source_window
+from pspnet.transforms import BLUR_SIGMA, Sample, Window, source_window
 
 ROTATE_PROBABILITY = 0.5
 """Share of the windows that are rotated, where rotation is on (semseg)."""
@@ -27,12 +28,35 @@ ROTATE_PROBABILITY = 0.5
 class Batch:
     """Windows of the source images as they are stored; `transforms.prepare_batch` makes equal crops of them."""
 
-    windows: list[Tensor]
-    """uint8 (3, h, w), each of its own size."""
-    targets: list[Tensor]
-    """Train ids, uint8 (h, w)."""
+    memory: Tensor
+    """uint8 (bytes,): for each sample the pixels of its window (h, w, 3), then its train ids (h, w)."""
+    areas: list[Window]
     samples: list[Sample]
     names: list[str]
+
+    @cached_property
+    def windows(self) -> list[Tensor]:
+        """The windows' pixels, uint8 (3, h, w), each of its own size; views in memory order (h, w, 3)."""
+        return [pixels.permute(2, 0, 1) for pixels, _ in _parts(self.memory, self.areas)]
+
+    @cached_property
+    def targets(self) -> list[Tensor]:
+        """The windows' train ids, uint8 (h, w); views."""
+        return [train_ids for _, train_ids in _parts(self.memory, self.areas)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`: one copy, whatever the number of windows."""
+        return replace(self, memory=self.memory.to(device, non_blocking=True))
+
+
+def _parts(memory: Tensor, areas: Sequence[Window]) -> list[tuple[Tensor, Tensor]]:
+    """Return views of pixels (h, w, 3) and train ids (h, w) of each window."""
+    sizes = [count for area in areas for count in (3 * area.height * area.width, area.height * area.width)]
+    parts = memory.split(sizes)
+    return [
+        (pixels.view(area.height, area.width, 3), train_ids.view(area.height, area.width))
+        for area, pixels, train_ids in zip(areas, parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -164,20 +188,22 @@ def shard_indices(num_images: int, rank: int, world_size: int) -> range:
 
 
 def _read_batch(split: Split, samples: list[Sample], crop_size: int) -> Batch:
-    windows, targets = [], []
-    for sample in samples:
-        area = source_window(sample, crop_size)
-        image, label = split.window(
-            sample.index, top=area.top, left=area.left, height=area.height, width=area.width
-        )
-        if label is None:
+    areas = [source_window(sample, crop_size) for sample in samples]
+    memory = _new_memory(sum(4 * area.height * area.width for area in areas))
+    for sample, area, (pixels, train_ids) in zip(samples, areas, _parts(memory, areas), strict=True):
+        if not split.has_label(sample.index):
             raise InputError(
                 f"A training image must have a label, but {split.name(sample.index)} has none. "
                 "Give another data.train_split, or ingest its label."
             )
-        windows.append(torch.from_numpy(image).permute(2, 0, 1))
-        targets.append(torch.from_numpy(label))
+        split.read_window(
+            sample.index, top=area.top, left=area.left, image=pixels.numpy(), label=train_ids.numpy()
+        )
+    return Batch(memory, areas, samples, [split.name(sample.index) for sample in samples])
+
+
+def _new_memory(num_bytes: int) -> Tensor:
+    """Return uint8 (num_bytes,), pinned where there is a GPU to copy it to."""
     if torch.cuda.is_available():
-        windows = [window.pin_memory() for window in windows]
-        targets = [target.pin_memory() for target in targets]
-    return Batch(windows, targets, samples, [split.name(sample.index) for sample in samples])
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.from_numpy(np.empty(num_bytes, dtype=np.uint8))  # of huge pages, unlike torch's own

@@ -253,19 +253,37 @@ class Split:
         """Return a read-only view of the train ids, uint8 (h, w), or None where the image has no label."""
         return self._places[index].label
 
+    def has_label(self, index: int) -> bool:
+        """Return whether the image has a label."""
+        return self._places[index].label is not None
+
     def window(
         self, index: int, *, top: int, left: int, height: int, width: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return copies of the window's pixels, (height, width, 3) and (height, width), that lies in the image."""
+        image = np.empty((height, width, 3), dtype=np.uint8)
+        label = np.empty((height, width), dtype=np.uint8) if self.has_label(index) else None
+        self.read_window(index, top=top, left=left, image=image, label=label)
+        return image, label
+
+    def read_window(
+        self, index: int, *, top: int, left: int, image: np.ndarray, label: np.ndarray | None
+    ) -> None:
+        """Copy the pixels from row `top` and column `left` on to `image`, (h, w, 3), the train ids to `label`, (h, w).
+
+        `label` is left out where it is None or the image has no label.
+        """
         place = self._places[index]
+        height, width = image.shape[:2]
         if not (0 <= top <= top + height <= place.height and 0 <= left <= left + width <= place.width):
             raise ValueError(
                 f"A window must lie in its image, but rows {top} to {top + height}, columns {left} to {left + width} "
                 f"do not lie in {place.name} of {place.height} x {place.width}."
             )
         rows, columns = slice(top, top + height), slice(left, left + width)
-        label = None if place.label is None else place.label[rows, columns].copy()
-        return place.image[rows, columns].copy(), label
+        np.copyto(image, place.image[rows, columns])
+        if label is not None and place.label is not None:
+            np.copyto(label, place.label[rows, columns])
 
 
 def write_shard(
