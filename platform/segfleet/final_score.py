@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import ray
 
+from pspnet.manifest import FIT, SELECTION
 from pspnet.metrics import ConfusionMatrix
-from pspnet.store import FIT, SELECTION, Store
+from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import SearchConfig, TrainingConfig, WorkersConfig, override
 from segfleet.evaluation import confusion_of, scores_of

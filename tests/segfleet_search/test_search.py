@@ -14,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pspnet.labels import NYUV2_13
-from pspnet.store import FIT, SELECTION, Store, publish_store, write_shard
+from pspnet.manifest import FIT, SELECTION
+from pspnet.store import Store, publish_store, write_shard
 from segfleet import registry
 from segfleet.checkpoint import load_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
