@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo demo-stop test test-slow check format
+# Genuine pictures and semseg's own code, where they are at hand.
+SEGFLEET_DATA ?= ../shared/data
+CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
+SEMSEG ?=
+
+.PHONY: help install demo demo-stop test test-slow check format bench-data
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -12,6 +17,7 @@ help:
 	@echo "make test-slow  the tests through real Ray clusters and MLflow servers"
 	@echo "make check      format, lint, types, import contracts, fast tests"
 	@echo "make format     put the code into the form that make check wants"
+	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
 install: $(INSTALLED)
@@ -46,3 +52,9 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-data: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/data_path.py --write benchmarks/README.md \
+	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
+	$(BIN)/python benchmarks/ingest.py --write benchmarks/README.md $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES))

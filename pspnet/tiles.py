@@ -8,6 +8,7 @@ only frequent and rare values, so that zstd is kept from looking for the former.
 Axes: h w pixels, c channels (3 for colour, none for labels).
 """
 
+import math
 import threading
 
 import numba
@@ -72,7 +73,7 @@ def decode_into(
 
 
 def _decompressed(frame: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
-    num_bytes = int(np.prod(shape))
+    num_bytes = math.prod(shape)
     try:
         # Asked first: a frame may declare, and be given, any amount of memory.
         if zstandard.frame_content_size(frame.data) == num_bytes:
