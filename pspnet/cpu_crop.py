@@ -2,7 +2,8 @@
 
 Resize, blur, padding, flip and division by the standard deviation are linear and separable, so that an upright crop
 is rows @ (window - mean) @ columns. Both matrices are bands: each block of eight rows (or columns) of the crop needs
-but the few source rows below it, which a small dense product reads while they are in the cache.
+but the few source rows below it, which a small dense product reads while they are in the cache. Photometric distortion
+is not linear: it comes after, a few rows at a time.
 
 Axes: h w pixels of the window, s pixels of the crop's side, colours interleaved (h, 3 * w) throughout.
 """
@@ -18,11 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pspnet.labels import IGNORE_INDEX
+from pspnet.photometric import Photometric, distort
 from pspnet.transforms import Axis, Sample, gaussian_taps, source_window
 
 _BLOCK = 8
 _BLUR_ROWS = 64
 """Rows that are blurred together: they stay in the cache."""
+_DISTORT_ROWS = 64
 _FRACTION_BITS = 16
 """Of the fixed-point coordinates by which turned labels are read: windows of up to 32 767 pixels a side."""
 
@@ -42,15 +45,46 @@ def crop_into(
     `window`, uint8 (3, h, w) in the memory order (h, w, 3), and `target`, uint8 (h, w), are the sample's source
     window.
     """
+    read = _read_rotated if sample.angle else _read_upright
     scale = 1 / np.asarray(std, dtype=np.float32)
-    if sample.angle:
-        if not sample.blur_sigma:
-            _rotated_into(image, label, window, target, sample, mean=mean, scale=scale)
-            return
-        bordered = torch.empty(len(label) + 4, len(label) + 4, 3)
-        _rotated_into(bordered[2:-2, 2:-2], label, window, target, sample, mean=mean, scale=scale)
-        _blur_into(image, bordered, sample.blur_sigma)
+    if sample.photometric is None:
+        read(image, label, window, target, sample, mean=mean, scale=scale)
         return
+    outside = read(image, label, window, target, sample, mean=mean, scale=np.ones_like(scale))
+    _distort(image, outside, sample.photometric, mean=mean, scale=scale)
+
+
+def _distort(
+    image: Tensor,
+    outside: Tensor | None,
+    photometric: Photometric,
+    *,
+    mean: Sequence[float],
+    scale: np.ndarray,
+) -> None:
+    """Distort and normalise what lies in the image, and but normalise its padding; `image` is grey levels - mean."""
+    offset = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+    factor = torch.from_numpy(scale)[:, None, None]
+    for begin in range(0, len(image), _DISTORT_ROWS):
+        rows = image[begin : begin + _DISTORT_ROWS].permute(2, 0, 1)
+        levels = rows.contiguous().add_(offset)
+        distorted = distort(levels, photometric)
+        if outside is not None:
+            distorted = torch.where(outside[begin : begin + _DISTORT_ROWS], levels, distorted)
+        torch.mul(distorted.sub_(offset), factor, out=rows)
+
+
+def _read_upright(
+    image: Tensor,
+    label: Tensor,
+    window: Tensor,
+    target: Tensor,
+    sample: Sample,
+    *,
+    mean: Sequence[float],
+    scale: np.ndarray,
+) -> Tensor | None:
+    """Write the crop, normalised but not distorted; return where it is padded, bool (s, s), or None."""
     area = source_window(sample, len(label))
     down = Axis(sample.top, len(label), sample.size[0], sample.scaled_size[0], area.top)
     across = Axis(sample.left, len(label), sample.size[1], sample.scaled_size[1], area.left)
@@ -61,9 +95,12 @@ def crop_into(
     pixels = window.permute(1, 2, 0).reshape(area.height, -1)
     _apply(rows, columns, pixels, image, offset=torch.tensor(mean, dtype=torch.float32).repeat(area.width))
     train_ids = target.numpy().take(down.nearest, axis=0).take(across.nearest, axis=1)
+    outside = None
     if down.is_padded or across.is_padded:
-        train_ids[~(down.is_inside[:, None] & across.is_inside[None, :])] = IGNORE_INDEX
+        outside = ~(down.is_inside[:, None] & across.is_inside[None, :])
+        train_ids[outside] = IGNORE_INDEX
     label.copy_(torch.from_numpy(train_ids))
+    return None if outside is None else torch.from_numpy(outside)
 
 
 @dataclass(frozen=True)
@@ -133,6 +170,25 @@ def _apply(rows: _Band, columns: _Band, pixels: Tensor, image: Tensor, *, offset
         torch.mm(between[:, start : start + width], block[:, : out.shape[1]], out=out)
 
 
+def _read_rotated(
+    image: Tensor,
+    label: Tensor,
+    window: Tensor,
+    target: Tensor,
+    sample: Sample,
+    *,
+    mean: Sequence[float],
+    scale: np.ndarray,
+) -> Tensor | None:
+    """Write the turned crop, normalised but not distorted; return where it is padded, bool (s, s), or None."""
+    if not sample.blur_sigma:
+        return _rotated_into(image, label, window, target, sample, mean=mean, scale=scale)
+    bordered = torch.empty(len(label) + 4, len(label) + 4, 3)
+    outside = _rotated_into(bordered[2:-2, 2:-2], label, window, target, sample, mean=mean, scale=scale)
+    _blur_into(image, bordered, sample.blur_sigma)
+    return outside
+
+
 def _rotated_into(
     image: Tensor,
     label: Tensor,
@@ -142,7 +198,7 @@ def _rotated_into(
     *,
     mean: Sequence[float],
     scale: np.ndarray,
-) -> None:
+) -> Tensor | None:
     """Write the turned and flipped crop, normalised but not blurred; planes of colour are read twice as fast here."""
     size = len(label)
     area = source_window(sample, size)
@@ -180,6 +236,7 @@ def _rotated_into(
     label.copy_(train_ids)
     for plane, value, factor, out in zip(planes, mean, scale.tolist(), image.unbind(-1), strict=True):
         torch.add(torch.tensor(-value * factor), plane, alpha=factor, out=out)
+    return outside
 
 
 def _blur_into(image: Tensor, bordered: Tensor, sigma: float) -> None:
