@@ -253,15 +253,23 @@ class Split:
         self, index: int, *, top: int, left: int, height: int, width: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return copies of the window's pixels, (height, width, 3) and (height, width), that lies in the image."""
+        place, rows, columns = self._part(index, top, left, height, width)
+        label = None if place.label is None else place.label[rows, columns].copy()
+        return place.image[rows, columns].copy(), label
+
+    def label_window(self, index: int, *, top: int, left: int, height: int, width: int) -> np.ndarray | None:
+        """Return a copy of the window's train ids, uint8 (height, width), alone: no byte of the image is read."""
+        place, rows, columns = self._part(index, top, left, height, width)
+        return None if place.label is None else place.label[rows, columns].copy()
+
+    def _part(self, index: int, top: int, left: int, height: int, width: int) -> tuple[_Place, slice, slice]:
         place = self._places[index]
         if not (0 <= top <= top + height <= place.height and 0 <= left <= left + width <= place.width):
             raise ValueError(
                 f"A window must lie in its image, but rows {top} to {top + height}, columns {left} to {left + width} "
                 f"do not lie in {place.name} of {place.height} x {place.width}."
             )
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        label = None if place.label is None else place.label[rows, columns].copy()
-        return place.image[rows, columns].copy(), label
+        return place, slice(top, top + height), slice(left, left + width)
 
 
 def write_shard(
