@@ -97,7 +97,8 @@ def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Return red, green and blue (3, ...), whole levels: cv2.COLOR_HSV2RGB of uint8.
 
     A colour has its full value within 60 degrees of its own hue, (1 - saturation) of it beyond 120 degrees. OpenCV's
-    vector code computes that in float32, in this order, and cuts what follows the point.
+    vector code computes that in float32, in this order, and cuts what follows the point. It fuses 1 - saturation * w
+    into one rounding, which torch cannot on every device: 1 878 of the 11 796 480 colours differ by 1 in a value.
     """
     image = torch.empty((3, *hue.shape), dtype=hue.dtype, device=hue.device)
     sector, share, unit = hue * (6 / _NUM_HUES), saturation * -(1 / 255), value * (1 / 255)

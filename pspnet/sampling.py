@@ -103,7 +103,7 @@ def place_window(
 
 def is_mixed(counts: np.ndarray, max_class_share: float) -> bool:
     """Return whether there are two classes or more and none has `max_class_share` of the valid pixels."""
-    return np.count_nonzero(counts) > 1 and bool(counts.max() / counts.sum() < max_class_share)
+    return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share)
 
 
 def random_offset(scaled_size: tuple[int, int], crop_size: int, chances: np.ndarray) -> Place:

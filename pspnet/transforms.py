@@ -109,10 +109,10 @@ def _prepare_on_cpu(
 
     images = torch.empty(len(batch.samples), crop_size, crop_size, 3)
     targets = torch.empty(len(batch.samples), crop_size, crop_size, dtype=torch.int64)
-    for image, label, *source in zip(
+    for image, label, window, target, sample in zip(
         images, targets, batch.windows, batch.targets, batch.samples, strict=True
     ):
-        crop_into(image, label, *source, mean=mean, std=std)
+        crop_into(image, label, window, target, sample, mean=mean, std=std)
     return images.permute(0, 3, 1, 2), targets
 
 

@@ -44,8 +44,8 @@ from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.pictures import confusion_matrix_picture, panel
-from pspnet.store import Store
 from pspnet.sampling import ClassUniform, class_uniform
+from pspnet.store import Store
 from pspnet.transforms import prepare_batch
 from segfleet.checkpoint import (
     Checkpoint,
