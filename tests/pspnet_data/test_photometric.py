@@ -61,9 +61,8 @@ def test_brightness_and_contrast_are_clipped_and_cut(image: Tensor) -> None:
     assert brighter[0].tolist() == [7, 17, 107, 255]
     assert distort(levels, Photometric(brightness=-20.5))[0].tolist() == [0, 0, 79, 229]
     assert distort(levels, Photometric(contrast=1.25))[0].tolist() == [0, 12, 125, 255]
-    both = {"brightness": 7.6, "contrast": 1.25}
     # 17 * 1.25 = 21.25; on grey the steps in between change nothing
-    assert distort(levels, Photometric(**both))[0].tolist() == [8, 21, 133, 255]
+    assert distort(levels, Photometric(brightness=7.6, contrast=1.25))[0].tolist() == [8, 21, 133, 255]
     turned = distort(image, Photometric(contrast=1.4, hue=5, is_contrast_first=True))
     by_hand = distort(distort(image, Photometric(contrast=1.4)), Photometric(hue=5))
     assert torch.equal(turned, by_hand)
