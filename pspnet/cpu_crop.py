@@ -25,7 +25,7 @@ from pspnet.transforms import Axis, Sample, gaussian_taps, source_window
 _BLOCK = 8
 _BLUR_ROWS = 64
 """Rows that are blurred together: they stay in the cache."""
-_DISTORT_ROWS = 64
+_DISTORT_ROWS = 128
 _FRACTION_BITS = 16
 """Of the fixed-point coordinates by which turned labels are read: windows of up to 32 767 pixels a side."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BRIGHTNESS_DELTA = 32
+BRIGHTNESS_DELTA = 32.0
 """Grey levels that are added at most (mmseg's default, as are the others)."""
 CONTRAST_RANGE = (0.5, 1.5)
 SATURATION_RANGE = (0.5, 1.5)

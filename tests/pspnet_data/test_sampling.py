@@ -243,7 +243,9 @@ def batches(split: Split, rank: int, world_size: int, **changes: Any) -> list[Ba
 
 
 def contents(batch: Batch) -> list[tuple[Any, ...]]:
-    images, targets = prepare_batch(batch, crop_size=41, mean=(100, 110, 120), std=(50, 60, 70), device="cpu")
+    images, targets = prepare_batch(
+        batch, crop_size=41, mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0), device="cpu"
+    )
     return [
         (name, image.numpy().tobytes(), target.numpy().tobytes())
         for name, image, target in zip(batch.names, images, targets, strict=True)
