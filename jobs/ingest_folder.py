@@ -12,6 +12,7 @@ with --val-list.
 
 from dataclasses import dataclass
 
+from pspnet.manifest import ShardFormat
 from segfleet.cli import parse_options, run_job
 from segfleet.ingest import ingest, summary
 from segfleet.selection import DEFAULT_FRACTION
@@ -62,6 +63,9 @@ class Options:
     val_list: str = ""
     """File with the names of the validation images."""
 
+    format: ShardFormat = "raw"
+    """raw: read fastest, 4 bytes a pixel; tiles: lossless and no larger than PNG, three milliseconds more a crop."""
+
     skip_bad: int = 0
     """So many pairs with problems may be left out; more, and no store is made."""
 
@@ -95,6 +99,7 @@ def main() -> None:
         overwrite=options.overwrite,
         skip_bad=options.skip_bad,
         selection_fraction=options.selection_fraction,
+        shard_format=options.format,
     )
     print(summary(report))
 

@@ -9,9 +9,10 @@ With class-uniform sampling a share of the positions takes another image than th
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from pspnet.errors import InputError
 from pspnet.photometric import draw_photometric
-from pspnet.sampling import ClassUniform, draw_focus, place_window, random_offset, required_label
+from pspnet.sampling import ClassUniform, draw_focus, place_window, random_offset, require_label
 from pspnet.store import Split
-from pspnet.transforms import BLUR_SIGMA, Sample, source_window
+from pspnet.transforms import BLUR_SIGMA, Sample, Window, source_window
 
 ROTATE_PROBABILITY = 0.5
 """Share of the windows that are rotated, where rotation is on (semseg)."""
@@ -31,12 +32,35 @@ ROTATE_PROBABILITY = 0.5
 class Batch:
     """Windows of the source images as they are stored; `transforms.prepare_batch` makes equal crops of them."""
 
-    windows: list[Tensor]
-    """uint8 (3, h, w), each of its own size."""
-    targets: list[Tensor]
-    """Train ids, uint8 (h, w)."""
+    memory: Tensor
+    """uint8 (bytes,): for each sample the pixels of its window (h, w, 3), then its train ids (h, w)."""
+    areas: list[Window]
     samples: list[Sample]
     names: list[str]
+
+    @cached_property
+    def windows(self) -> list[Tensor]:
+        """The windows' pixels, uint8 (3, h, w), each of its own size; views in memory order (h, w, 3)."""
+        return [pixels.permute(2, 0, 1) for pixels, _ in _parts(self.memory, self.areas)]
+
+    @cached_property
+    def targets(self) -> list[Tensor]:
+        """The windows' train ids, uint8 (h, w); views."""
+        return [train_ids for _, train_ids in _parts(self.memory, self.areas)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`: one copy, whatever the number of windows."""
+        return replace(self, memory=self.memory.to(device, non_blocking=True))
+
+
+def _parts(memory: Tensor, areas: Sequence[Window]) -> list[tuple[Tensor, Tensor]]:
+    """Return views of pixels (h, w, 3) and train ids (h, w) of each window."""
+    sizes = [count for area in areas for count in (3 * area.height * area.width, area.height * area.width)]
+    parts = memory.split(sizes)
+    return [
+        (pixels.view(area.height, area.width, 3), train_ids.view(area.height, area.width))
+        for area, pixels, train_ids in zip(areas, parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -187,15 +211,18 @@ def shard_indices(num_images: int, rank: int, world_size: int) -> range:
 
 
 def _read_batch(split: Split, samples: list[Sample], crop_size: int) -> Batch:
-    windows, targets = [], []
-    for sample in samples:
-        area = source_window(sample, crop_size)
-        image, label = split.window(
-            sample.index, top=area.top, left=area.left, height=area.height, width=area.width
+    areas = [source_window(sample, crop_size) for sample in samples]
+    memory = _new_memory(sum(4 * area.height * area.width for area in areas))
+    for sample, area, (pixels, train_ids) in zip(samples, areas, _parts(memory, areas), strict=True):
+        require_label(split, sample.index)
+        split.read_window(
+            sample.index, top=area.top, left=area.left, image=pixels.numpy(), label=train_ids.numpy()
         )
-        windows.append(torch.from_numpy(image).permute(2, 0, 1))
-        targets.append(torch.from_numpy(required_label(split, sample.index, label)))
+    return Batch(memory, areas, samples, [split.name(sample.index) for sample in samples])
+
+
+def _new_memory(num_bytes: int) -> Tensor:
+    """Return uint8 (num_bytes,), pinned where there is a GPU to copy it to."""
     if torch.cuda.is_available():
-        windows = [window.pin_memory() for window in windows]
-        targets = [target.pin_memory() for target in targets]
-    return Batch(windows, targets, samples, [split.name(sample.index) for sample in samples])
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.from_numpy(np.empty(num_bytes, dtype=np.uint8))  # of huge pages, unlike torch's own

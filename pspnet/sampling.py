@@ -49,7 +49,7 @@ def class_uniform(split: Split, share: float) -> ClassUniform:
     """Look through all labels of a split: 2 ms for each of 2048 x 1024 pixels that is in memory."""
     images: dict[int, list[int]] = {}
     for index in range(len(split)):
-        label = required_label(split, index, split.label(index))
+        label = _label(split, index)
         for train_id in np.flatnonzero(_class_counts(label)).tolist():
             images.setdefault(train_id, []).append(index)
     return ClassUniform(share, {train_id: np.array(images[train_id]) for train_id in sorted(images)})
@@ -80,8 +80,7 @@ def place_window(
         return sample
     pixels = None
     if focus is not None:
-        label = required_label(split, sample.index, split.label(sample.index))
-        pixels = ClassPixels(label == focus.train_id, sample.scaled_size)
+        pixels = ClassPixels(_label(split, sample.index) == focus.train_id, sample.scaled_size)
 
     def moved(chances: np.ndarray) -> Sample:
         if pixels is None:
@@ -156,24 +155,30 @@ class ClassPixels:
         return row, int(columns[int(chances[1] * len(columns))])
 
 
-def required_label(split: Split, index: int, label: np.ndarray | None) -> np.ndarray:
-    """Return the label; InputError where the image has none."""
-    if label is None:
+def require_label(split: Split, index: int) -> None:
+    """Raise InputError where a training image has no label."""
+    if not split.has_label(index):
         raise InputError(
             f"A training image must have a label, but {split.name(index)} has none. "
             "Give another data.train_split, or ingest its label."
         )
+
+
+def _label(split: Split, index: int) -> np.ndarray:
+    require_label(split, index)
+    label = split.label(index)
+    assert label is not None
     return label
 
 
 def _window_counts(sample: Sample, split: Split, crop_size: int) -> np.ndarray:
     """Count the classes of the crop as it is before it is turned: exactly its pixels, read by the same indices."""
     area = source_window(replace(sample, angle=0.0), crop_size)
-    label = required_label(
-        split,
-        sample.index,
-        split.label_window(sample.index, top=area.top, left=area.left, height=area.height, width=area.width),
+    require_label(split, sample.index)
+    label = split.label_window(
+        sample.index, top=area.top, left=area.left, height=area.height, width=area.width
     )
+    assert label is not None
     down = Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
     across = Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
     rows, columns = down.nearest[down.is_inside], across.nearest[across.is_inside]

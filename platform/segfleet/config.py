@@ -350,6 +350,10 @@ class SearchConfig:
     study_storage: str = ""
     """Optuna storage: empty for a journal file below storage_dir, or an RDB URL (sqlite:///…, postgresql://…)."""
 
+    score_trials_on: Literal["selection", "val"] = "selection"
+    """Where the store cuts train in two, trials train on the one part and are scored on the other, `selection`, and
+    only the winner is ever scored on data.val_split; "val" scores every trial there, which flatters the winner."""
+
     num_trials: int = 16
     """Total number of trials of the study, those of earlier calls counted in."""
 

@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageDraw, ImageFont
 
 from pspnet.labels import IGNORE_INDEX
+from pspnet.manifest import SELECTION, Manifest
 from pspnet.pictures import FAINT_INK, GAP, IGNORED, INK, MARGIN, PAPER, colourise, legend
-from pspnet.store import MANIFEST_FILE, SELECTION, Manifest, Split, Store
+from pspnet.store import Split, Store
 
 MAX_SIZES = 8
 CELL_WIDTH = 300
@@ -28,7 +29,7 @@ def describe_store(store: Store) -> str:
         f"store   {store.path}",
         f"name    {manifest.name}, from {manifest.source.get('root', manifest.source.get('mat', '?'))} ({kind})",
         f"digest  {manifest.digest}",
-        f"disk    {_disk_bytes(store) / 1e6:,.1f} MB in {sum(map(len, manifest.splits.values()))} shards",
+        f"disk    {_disk(store)}",
         f"mean    {_three(manifest.mean)}   std {_three(manifest.std)}   (red, green, blue of train, 0 to 255)",
         "",
         *_split_lines(manifest),
@@ -184,9 +185,17 @@ def _three(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-def _disk_bytes(store: Store) -> int:
-    files = [shard.file for shards in store.manifest.splits.values() for shard in shards]
-    return sum((store.path / file).stat().st_size for file in [*files, MANIFEST_FILE])
+def _disk(store: Store) -> str:
+    """Return in words what the store takes: all, an image, and in which format."""
+    shards = [shard for shards in store.manifest.splits.values() for shard in shards]
+    num_bytes = sum((store.path / shard.file).stat().st_size for shard in shards)
+    num_images, num_pixels = (
+        sum(getattr(shard, of) for shard in shards) for of in ("num_images", "num_pixels")
+    )
+    return (
+        f"{num_bytes / 1e6:,.1f} MB in {len(shards)} shards ({', '.join(sorted({s.format for s in shards}))}), "
+        f"{num_bytes / max(1, num_images) / 1e6:.3f} MB an image, {num_bytes / max(1, num_pixels):.2f} bytes a pixel"
+    )
 
 
 def _sheet_splits(manifest: Manifest) -> list[str]:

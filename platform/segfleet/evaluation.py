@@ -38,7 +38,7 @@ def evaluate_model(model: SegmentationModel, store: Store, protocol: Protocol) -
     """Score `model` on every labelled image of the protocol's split, one image after another."""
     check_classes(model, store)
     split = store.split(protocol.split)
-    labelled = [index for index in range(len(split)) if split.label(index) is not None]
+    labelled = split.labelled()
     if not labelled:
         raise InputError(
             f"A split must have labels to be evaluated on, but none of the {len(split)} images of "
@@ -47,13 +47,22 @@ def evaluate_model(model: SegmentationModel, store: Store, protocol: Protocol) -
     total = ConfusionMatrix(store.class_table.num_classes)
     image_miou = {}
     for index in tracked(labelled, f"evaluating {model.source} on {protocol.split}"):
-        of_image = ConfusionMatrix(store.class_table.num_classes)
-        prediction = torch.from_numpy(_prediction(model, split, index, protocol))
-        of_image.update(prediction, torch.tensor(split.label(index)))
+        of_image = confusion_of(model, split, protocol, [index])
         if of_image.counts.any():
             image_miou[index] = of_image.miou
         total.counts += of_image.counts
     return Evaluation(scores_of(total, store.class_table, protocol), total.counts, image_miou)
+
+
+def confusion_of(
+    model: SegmentationModel, split: Split, protocol: Protocol, indices: Sequence[int]
+) -> ConfusionMatrix:
+    """Return the confusion counts of these labelled images of the protocol's split, which is `split`."""
+    total = ConfusionMatrix(model.class_table.num_classes)
+    for index in indices:
+        prediction = torch.from_numpy(_prediction(model, split, index, protocol))
+        total.update(prediction, torch.tensor(split.label(index)))
+    return total
 
 
 def scores_of(confusion: ConfusionMatrix, class_table: ClassTable, protocol: Protocol) -> Scores:

@@ -20,17 +20,8 @@ import numpy as np
 import ray
 
 from pspnet.errors import InputError
-from pspnet.store import (
-    MANIFEST_FILE,
-    SELECTION,
-    VIEWS,
-    Manifest,
-    ShardInfo,
-    Store,
-    publish_store,
-    remove_store,
-    write_shard,
-)
+from pspnet.manifest import MANIFEST_FILE, SELECTION, VIEWS, Manifest, ShardFormat, ShardInfo
+from pspnet.store import Store, publish_store, remove_store, write_shard
 from segfleet.checks import Finding, PairFacts, check_pair, compare_pairs, from_json, to_json
 from segfleet.ingest_report import MAX_WARNINGS_ON_SCREEN, Report, table, write_report
 from segfleet.progress import tracked
@@ -62,6 +53,7 @@ class _Task:
     split: str
     number: int
     pairs: tuple[Pair, ...]
+    shard_format: ShardFormat
     left_out: frozenset[str] = frozenset()
     """Names of pairs that can be read but not be used beside the others."""
 
@@ -87,6 +79,7 @@ def ingest(
     overwrite: bool = False,
     skip_bad: int = 0,
     selection_fraction: float = DEFAULT_FRACTION,
+    shard_format: ShardFormat = "raw",
 ) -> IngestReport:
     """Make the store of `source` at `store_path` and return what it holds.
 
@@ -102,7 +95,7 @@ def ingest(
     store_path = Path(store_path).expanduser().absolute()
     listing = source.listing()
     fingerprint = _fingerprint(source, listing.pairs)
-    there = _store_there(store_path, fingerprint, overwrite, skip_bad, selection_fraction)
+    there = _store_there(store_path, fingerprint, overwrite, skip_bad, selection_fraction, shard_format)
     if there is not None:
         manifest, notes = there
         return IngestReport(
@@ -114,7 +107,7 @@ def ingest(
         )
     aside = store_path.parent / f".{store_path.name}.ingest-{fingerprint[:12]}"
     aside.mkdir(parents=True, exist_ok=True)
-    tasks = _tasks(listing.pairs)
+    tasks = _tasks(listing.pairs, shard_format)
     written = list(_executed(source, aside, tasks))
     problems = [problem for item in written for problem in item.problems]
     between, warnings = compare_pairs([facts for item in written for facts in item.facts])
@@ -226,7 +219,12 @@ def _selection_lines(manifest: Manifest) -> list[str]:
 
 
 def _store_there(
-    path: Path, fingerprint: str, overwrite: bool, skip_bad: int, fraction: float
+    path: Path,
+    fingerprint: str,
+    overwrite: bool,
+    skip_bad: int,
+    fraction: float,
+    shard_format: ShardFormat,
 ) -> tuple[Manifest, list[str]] | None:
     """Return the manifest and notes of a store of the same files, or None; InputError where it is not to be used."""
     if not path.exists():
@@ -240,7 +238,9 @@ def _store_there(
     same_files = manifest.source.get("fingerprint") == fingerprint
     cut_with = 0.0 if manifest.selection is None else manifest.selection.fraction
     is_cut_as_asked = cut_with == fraction or _num_train(manifest) < 2
+    found_format = next((info.format for infos in manifest.splits.values() for info in infos), shard_format)
     if overwrite:
+        is_cut_as_asked = is_cut_as_asked and found_format == shard_format
         is_as_asked = same_files and is_cut_as_asked and len(manifest.left_out) <= skip_bad
         return (manifest, []) if is_as_asked else None
     if not same_files:
@@ -248,6 +248,11 @@ def _store_there(
             f"--store must not be a store of other data, but {path} holds {manifest.name} of "
             f"{manifest.source.get('root', manifest.source)}, or its files have changed since. "
             "Give another path, or --overwrite True."
+        )
+    if found_format != shard_format:
+        raise InputError(
+            f"--format must be that of the store, but {path} is {found_format} and got {shard_format}. Give --format "
+            f"{found_format}, another path, or --overwrite True."
         )
     if len(manifest.left_out) > skip_bad:
         raise InputError(
@@ -281,12 +286,12 @@ def _without(task: _Task, problems: Sequence[Finding]) -> _Task:
     return replace(task, left_out=frozenset(pair.name for pair in task.pairs) & names)
 
 
-def _tasks(pairs: Sequence[Pair]) -> list[_Task]:
+def _tasks(pairs: Sequence[Pair], shard_format: ShardFormat) -> list[_Task]:
     tasks = []
     for split, found in itertools.groupby(sorted(pairs), key=lambda pair: pair.split):
         of_split = tuple(found)
         for number, start in enumerate(range(0, len(of_split), IMAGES_PER_SHARD)):
-            tasks.append(_Task(split, number, of_split[start : start + IMAGES_PER_SHARD]))
+            tasks.append(_Task(split, number, of_split[start : start + IMAGES_PER_SHARD], shard_format))
     return tasks
 
 
@@ -326,7 +331,10 @@ def _write(source: Source, aside: Path, task: _Task) -> _Written:
     note.unlink(missing_ok=True)
     info = None
     if samples:
-        info = write_shard(aside / task.file, samples, num_classes=source.class_table.num_classes)
+        num_classes = source.class_table.num_classes
+        info = write_shard(
+            aside / task.file, samples, num_classes=num_classes, shard_format=task.shard_format
+        )
     else:
         (aside / task.file).unlink(missing_ok=True)
     beside = note.with_suffix(".aside")
@@ -348,7 +356,9 @@ def _read_note(note: Path, task: _Task) -> _Written | None:
     values = json.loads(note.read_text())
     if "facts" not in values or values["left_out"] != sorted(task.left_out):
         return None
-    if values["info"] is not None and not (note.parent / task.file).is_file():
+    if values["info"] is not None and (
+        values["info"]["format"] != task.shard_format or not (note.parent / task.file).is_file()
+    ):
         return None
     return _Written(
         None if values["info"] is None else ShardInfo(**values["info"]),

@@ -5,6 +5,7 @@ Tuner, finished trials are not run again and unfinished ones go on from their ch
 """
 
 import contextlib
+import json
 import math
 import shutil
 import time
@@ -23,6 +24,8 @@ from pspnet.pictures import panel
 from pspnet.store import Store
 from segfleet import cluster, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, from_json, override, to_json
+from segfleet.final_score import final_scores, split_for_trials
+from segfleet.scores import Scores
 from segfleet.search_report import draw_study, leaderboard_table
 from segfleet.space import dimensions
 from segfleet.study import Proposal, Reason, Study, TrialRecord
@@ -54,7 +57,14 @@ class SearchResult:
 
     aliases: tuple[str, ...] = ()
     baseline: str = ""
-    """What the most frequent training class, predicted everywhere, scores on the same images."""
+    """What the most frequent training class, predicted everywhere, scores on the images that scored the trials."""
+
+    final_scores: Scores | None = None
+    """The best trial's scores on the official validation split, where trials were scored on another."""
+
+    final_baseline: str = ""
+    num_final_readings: int = 0
+    """How many trials were ever scored on the official validation split, after the search."""
 
     panel_path: Path | None = None
     """Picture of the best model: image | label | prediction | error for fixed validation images."""
@@ -66,10 +76,13 @@ def run_search(config: SearchConfig) -> SearchResult:
     Raises InputError, before anything is made, for a store, a tracking server or resources that are not there.
     """
     config = replace(config, training=trainer.resolve(config.training))
-    training = config.training
-    dimensions(config.space, training)
+    asked, val_split = config, config.training.data.val_split
+    dimensions(config.space, config.training)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(cluster.joined(training))
+        stack.enter_context(cluster.joined(config.training))
+        trainer.check_data(config.training)
+        config = split_for_trials(config, trainer.open_store(config.training))
+        training = config.training
         for crop_size in sorted(config.space.crop_sizes):
             store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
         tracking_uri = tracking.resolve_uri(training.tracking)
@@ -87,8 +100,11 @@ def run_search(config: SearchConfig) -> SearchResult:
             params=_params(config),
         )
         _log_dataset(training, store, run_id)
+        with contextlib.closing(tracking.RunWriter(tracking_uri, run_id, _spool_dir(config))) as writer:
+            writer.log_text(to_json(asked), "config.json")
         num_trained = _execute(config, study, store, run_id)
-    return _conclude(config, study, store, run_id, num_trained)
+        package = _package(config, study, store, val_split)
+    return _conclude(config, study, store, run_id, package, num_trained=num_trained)
 
 
 def print_search(result: SearchResult) -> int:
@@ -101,71 +117,125 @@ def print_search(result: SearchResult) -> int:
         print("\nNo trial completed; the last column says why. Nothing was registered.")
         return 1
     print(f"best trial     {result.best.number}: mIoU {result.best.miou:.4f} ({result.baseline})")
+    if result.final_scores is not None:
+        print(
+            f"validation     mIoU {result.final_scores.miou:.4f} ({result.final_baseline}), "
+            f"{result.final_scores.protocol}; read {result.num_final_readings}x, never by a trial"
+        )
     if result.model_version:
         print(f"model version  {result.model_version}, alias {', '.join(result.aliases) or 'none'}")
     print(f"panel          {result.panel_path}")
     return 0
 
 
+@dataclass(frozen=True)
+class _Package:
+    """The best trial's model."""
+
+    path: Path
+    trial: TrialRecord
+    final_scores: Scores | None
+    """On the official validation split; None where the trials were scored on it."""
+
+
+def _package(config: SearchConfig, study: Study, store: Store, val_split: str) -> _Package | None:
+    """Package the best trial's model, scored on the official validation split if it has not been yet."""
+    best = study.best()
+    if best is None:
+        return None
+    folder = Path(config.training.tracking.storage_dir) / study.name / "model"
+    checkpoint_path, run_id = best.attributes["checkpoint_path"], best.attributes["run_id"]
+    if config.training.data.val_split == val_split:
+        return _Package(registry.package_model(checkpoint_path, folder, run_id=run_id), best, None)
+    known = study.final_scores().get(best.number)
+    if known is None:
+        package = registry.package_model(checkpoint_path, folder, run_id=run_id)
+        print(f"scoring the winner, trial {best.number}, on {val_split}", flush=True)
+        scores = final_scores(str(package), config.training, store, val_split)
+        study.note_final_scores(best.number, scores.to_dict())
+    else:
+        scores = Scores.from_dict(known)
+    package = registry.package_model(checkpoint_path, folder, run_id=run_id, scores=scores)
+    return _Package(package, best, scores)
+
+
 def _conclude(
-    config: SearchConfig, study: Study, store: Store, run_id: str, num_trained: int
+    config: SearchConfig,
+    study: Study,
+    store: Store,
+    run_id: str,
+    package: _Package | None,
+    *,
+    num_trained: int,
 ) -> SearchResult:
-    """Package and register the best model, draw the pictures, and complete the study's run."""
+    """Register the best model, draw the pictures, and complete the study's run."""
     training, uri = config.training, tracking.resolve_uri(config.training.tracking)
     folder = Path(training.tracking.storage_dir) / study.name
-    leaderboard, best = study.leaderboard(), study.best()
+    leaderboard = study.leaderboard()
     picture = draw_study(
         study.trials(), title=f"study {study.name}", rung_epochs=study.rungs, path=folder / "study.png"
     )
     result = SearchResult(
         study=study.name,
         leaderboard=leaderboard,
-        best=best,
+        best=None if package is None else package.trial,
         run_id=run_id,
         tracking_uri=uri,
         num_trained=num_trained,
         study_picture=picture,
         baseline=trainer.baseline(training, store),
     )
-    if best is not None:
-        result = _with_model(result, best, training, store, folder)
-    with contextlib.closing(tracking.RunWriter(uri, run_id, folder / "spool")) as writer:
+    if package is not None:
+        result = _with_model(result, package, training, store, folder / "panel.png")
+    if package is not None and package.final_scores is not None:
+        of_split = override(training, {"data.val_split": package.final_scores.protocol.split})
+        result = replace(
+            result,
+            final_scores=package.final_scores,
+            final_baseline=trainer.baseline(of_split, store),
+            num_final_readings=len(study.final_scores()),
+        )
+    with contextlib.closing(tracking.RunWriter(uri, run_id, _spool_dir(config))) as writer:
         writer.log_text(leaderboard_table(leaderboard) + "\n", "leaderboard.txt")
-        writer.log_text(to_json(config), "config.json")
         writer.log_artifact(picture, "pictures")
         if result.panel_path is not None:
             writer.log_artifact(result.panel_path, "pictures")
-        if best is not None:
-            writer.log_metrics({"best_miou": best.miou}, step=len(leaderboard))
+        if result.best is not None:
+            writer.log_metrics({"best_miou": result.best.miou}, step=len(leaderboard))
+        if result.final_scores is not None:
+            writer.log_metrics({"best_val_miou": result.final_scores.miou}, step=len(leaderboard))
+            writer.log_text(json.dumps(result.final_scores.to_dict(), indent=1) + "\n", "val_scores.json")
     tracking.end_run(
         uri,
         run_id,
-        status="FINISHED" if best is not None else "FAILED",
+        status="FINISHED" if result.best is not None else "FAILED",
         tags={"segfleet.num_trials": str(len(leaderboard)), "segfleet.model_version": result.model_version},
-        spool_dir=folder / "spool",
+        spool_dir=_spool_dir(config),
     )
     return result
 
 
+def _spool_dir(config: SearchConfig) -> Path:
+    """Return where the study's own run keeps what the tracking server has not got yet."""
+    return Path(config.training.tracking.storage_dir) / config.study / "spool"
+
+
 def _with_model(
-    result: SearchResult, best: TrialRecord, training: TrainingConfig, store: Store, folder: Path
+    result: SearchResult, package: _Package, training: TrainingConfig, store: Store, panel_path: Path
 ) -> SearchResult:
-    """Return `result` with the best trial's model, packaged, registered where a name is given, and pictured."""
-    run_id, name = best.attributes["run_id"], training.tracking.registered_model_name
-    package = registry.package_model(best.attributes["checkpoint_path"], folder / "model", run_id=run_id)
+    """Return `result` with the packaged model registered, where a name is given, and pictured."""
+    name = training.tracking.registered_model_name
     if name:
-        version = registry.register(result.tracking_uri, name, package, run_id=run_id)
+        run_id = package.trial.attributes["run_id"]
+        version = registry.register(result.tracking_uri, name, package.path, run_id=run_id)
         aliases = registry.find_version(result.tracking_uri, name, str(version)).aliases
         result = replace(result, model_version=f"models:/{name}/{version}", aliases=tuple(sorted(aliases)))
-    split = store.split(training.data.val_split)
-    indices = sorted({index * len(split) // NUM_PANEL_IMAGES for index in range(NUM_PANEL_IMAGES)})
-    model = registry.load_package(package)
-    rows = [
-        (split.image(index), label, model.predict(split.image(index)))
-        for index in indices
-        if (label := split.label(index)) is not None
-    ]
-    panel_path = folder / "panel.png"
+    scores = package.final_scores
+    split = store.split(training.data.val_split if scores is None else scores.protocol.split)
+    labelled = split.labelled()
+    indices = sorted({labelled[at * len(labelled) // NUM_PANEL_IMAGES] for at in range(NUM_PANEL_IMAGES)})
+    model = registry.load_package(package.path)
+    rows = [(split.image(index), split.label(index), model.predict(split.image(index))) for index in indices]
     panel(rows, model.class_table, [split.name(index) for index in indices]).save(panel_path)
     return replace(result, panel_path=panel_path)
 

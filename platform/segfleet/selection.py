@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from pspnet.errors import InputError
-from pspnet.store import Selection
+from pspnet.manifest import Selection
 
 DEFAULT_FRACTION = 0.1
 _SEED = "segfleet selection 1"

@@ -124,6 +124,9 @@ def decide_median(study: optuna.Study, trial: optuna.trial.FrozenTrial, *, min_e
     )
 
 
+_FINAL_SCORES = "final_scores_"
+
+
 class Study:
     """A named Optuna study for one search configuration and one data set."""
 
@@ -193,6 +196,18 @@ class Study:
         trial = self._trial(number)
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
+
+    def final_scores(self) -> dict[int, dict[str, Any]]:
+        """Return the scores on the official validation split by trial: there are as many as it was read times."""
+        return {
+            int(name.removeprefix(_FINAL_SCORES)): scores
+            for name, scores in self._study.user_attrs.items()
+            if name.startswith(_FINAL_SCORES)
+        }
+
+    def note_final_scores(self, number: int, scores: Mapping[str, Any]) -> None:
+        """Store, as JSON values, what an ended trial scored on the official validation split."""
+        self._study.set_user_attr(f"{_FINAL_SCORES}{number}", dict(scores))
 
     def report(self, number: int, *, epoch: int, miou: float) -> Decision:
         """Store the mIoU of a trial after `epoch` epochs and decide whether it goes on."""

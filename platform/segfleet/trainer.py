@@ -252,21 +252,25 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     )
 
 
-def check_data(config: TrainingConfig) -> Store:
-    """Return the store; InputError where it, the crop, the batch or the backbone's weights cannot be used."""
-    data = config.data
-    if not data.store:
+def open_store(config: TrainingConfig) -> Store:
+    """Return the store; InputError where none is named or there is none."""
+    if not config.data.store:
         raise InputError(
             "data.store must be the folder of an ingested data set, but none was given. "
             "Make one with jobs/ingest_*.py and give it as --data.store FOLDER."
         )
-    store = Store.open(data.store)
+    return Store.open(config.data.store)
+
+
+def check_data(config: TrainingConfig) -> Store:
+    """Return the store; InputError where it, the crop, the batch or the backbone's weights cannot be used."""
+    data, store = config.data, open_store(config)
     train, val = store.split(data.train_split), store.split(data.val_split)
     if not len(val):
         raise InputError(
             f"data.val_split must hold images, but {data.val_split!r} is empty. Give another split."
         )
-    unlabelled = [val.name(index) for index in range(len(val)) if val.label(index) is None]
+    unlabelled = [val.name(index) for index in sorted({*range(len(val))} - {*val.labelled()})]
     if unlabelled:
         raise InputError(
             f"data.val_split must be labelled throughout, but {len(unlabelled)} of {len(val)} images of "

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pspnet.cpu_crop import crop_into
+from pspnet.cpu_photometric import OUTSIDE, distort_into
+from pspnet.labels import IGNORE_INDEX
 from pspnet.photometric import Photometric, distort, draw_photometric, from_hsv, to_hsv
 from pspnet.transforms import Sample, crop, normalise, source_window
 
@@ -84,6 +86,20 @@ def test_steps_are_drawn_in_mmsegs_ranges_each_for_half_of_the_windows() -> None
         assert high - margin < max(values) < high
     assert {found.hue for found in steps} == {None, *range(-18, 18)}
     assert abs(sum(found.is_contrast_first for found in drawn if found) / number - 15 / 32) < 0.04
+
+
+def test_the_compiled_loop_gives_the_same_numbers(image: Tensor) -> None:
+    mean = torch.tensor(MEAN)  # whole numbers: what is subtracted and added again is exact
+    for position in range(60):
+        steps = draw_photometric(seed=4, epoch=0, position=position) or Photometric()
+        found = (image.permute(1, 2, 0) - mean).contiguous()
+        ids = torch.zeros(image.shape[1:], dtype=torch.int64)
+        ids[3] = OUTSIDE
+        distort_into(found.numpy(), ids.numpy(), steps, mean=MEAN, std=(1.0, 1.0, 1.0))
+        expected = distort(image, steps)
+        expected[:, 3] = image[:, 3]
+        assert torch.equal((found + mean).permute(2, 0, 1), expected), steps
+        assert ids.unique().tolist() == [0, IGNORE_INDEX]
 
 
 @pytest.mark.parametrize("angle", [0.0, 8.0])

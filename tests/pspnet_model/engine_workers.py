@@ -17,6 +17,7 @@ from pspnet.labels import IGNORE_INDEX
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.store import Split
+from pspnet.transforms import Window
 
 NUM_CLASSES = 4
 GLOBAL_BATCH_SIZE = 4
@@ -60,8 +61,8 @@ def batches(rank: int, world_size: int) -> Iterator[Batch]:
     for iteration in range(NUM_ITERATIONS):
         numbers = range(iteration * GLOBAL_BATCH_SIZE, (iteration + 1) * GLOBAL_BATCH_SIZE)
         names = [f"image{number}" for number in numbers[rank::world_size]]
-        empty = [torch.zeros(3, 1, 1, dtype=torch.uint8)] * len(names)
-        yield Batch(windows=empty, targets=empty, samples=[], names=names)
+        areas = [Window(0, 0, 1, 1)] * len(names)
+        yield Batch(torch.zeros(4 * len(names), dtype=torch.uint8), areas, samples=[], names=names)
 
 
 def prepare(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from pspnet.labels import CITYSCAPES
+from pspnet.manifest import Selection
 from pspnet.pictures import colourise
-from pspnet.store import Selection, Store, publish_store, write_shard
+from pspnet.store import Store, publish_store, write_shard
 from segfleet.description import CELL_WIDTH, describe_store, draw_contact_sheet
 
 ROOT = Path(__file__).parents[2]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pspnet.errors import InputError
+from pspnet.manifest import ShardFormat
 from pspnet.store import Store, write_shard
 from segfleet import ingest as module
 from segfleet.ingest import ingest, summary
@@ -88,37 +90,66 @@ def test_every_problem_is_named_at_once_and_nothing_is_left(root: Path, tmp_path
     ]
 
 
+@pytest.mark.parametrize("shard_format", ["raw", "tiles"])
 def test_killed_at_any_shard_and_run_again_the_bytes_are_the_same(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_format: ShardFormat
 ) -> None:
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 8)
-    ingest(folder_source(root), tmp_path / "whole")
+    ingest(folder_source(root), tmp_path / "whole", shard_format=shard_format)
     write, read = write_shard, FolderSource.read
     for killed_at in range(6):
         done: list[str] = []
 
         def dying(
-            path: Path, samples: object, *, num_classes: int, at: int = killed_at, done: list[str] = done
+            path: Path, samples: Any, *, at: int = killed_at, done: list[str] = done, **options: Any
         ) -> object:
             if len(done) == at:
                 raise KeyboardInterrupt
             done.append(path.name)
-            return write(path, samples, num_classes=num_classes)  # type: ignore[arg-type]
+            return write(path, samples, **options)
 
         path = tmp_path / f"store{killed_at}"
         monkeypatch.setattr(module, "write_shard", dying)
         with pytest.raises(KeyboardInterrupt):
-            ingest(folder_source(root), path)
+            ingest(folder_source(root), path, shard_format=shard_format)
         assert not path.exists()
         monkeypatch.setattr(module, "write_shard", write)
         num_read: list[str] = []
         monkeypatch.setattr(
             FolderSource, "read", lambda self, pair, n=num_read: (n.append(pair.name), read(self, pair))[1]
         )
-        ingest(folder_source(root), path)
+        ingest(folder_source(root), path, shard_format=shard_format)
         assert len(num_read) == 43 - sum(8 if name != "val-00000.arrow" else 3 for name in done)
         monkeypatch.setattr(FolderSource, "read", read)
         assert digests(path) == digests(tmp_path / "whole")
+
+
+def test_tiles_are_the_same_data_in_another_form(root: Path, tmp_path: Path) -> None:
+    raw = ingest(folder_source(root), tmp_path / "raw")
+    tiled = ingest(folder_source(root), tmp_path / "tiles", shard_format="tiles")
+    assert tiled.manifest.digest == raw.manifest.digest
+    assert {info.format for infos in tiled.manifest.splits.values() for info in infos} == {"tiles"}
+    with pytest.raises(InputError, match=r"--format must be that of the store, .* is tiles and got raw"):
+        ingest(folder_source(root), tmp_path / "tiles")
+    changed = ingest(folder_source(root), tmp_path / "tiles", overwrite=True)
+    assert digests(tmp_path / "tiles") == digests(tmp_path / "raw")
+    assert changed.is_new
+
+
+def test_a_killed_ingest_is_taken_up_in_the_other_format(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(folder_source(root), tmp_path / "whole", shard_format="tiles")
+
+    def dying(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "publish_store", dying)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(folder_source(root), tmp_path / "store")
+    ingest(folder_source(root), tmp_path / "store", shard_format="tiles")
+    assert digests(tmp_path / "store") == digests(tmp_path / "whole")
 
 
 def test_the_same_files_again_are_not_ingested_again_and_other_files_are_refused(

@@ -14,13 +14,22 @@ import pytest
 from mlflow import MlflowClient
 
 from pspnet.labels import NYUV2_13
-from pspnet.store import publish_store, write_shard
+from pspnet.manifest import FIT, SELECTION
+from pspnet.store import Store, publish_store, write_shard
 from segfleet import registry
 from segfleet.checkpoint import load_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
+from segfleet.evaluation import evaluate_model
+from segfleet.final_score import split_for_trials
+from segfleet.scores import Protocol, Scores
+from segfleet.selection import choose_selection
 from segfleet.study import Study
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+]
 REPOSITORY = Path(__file__).parents[2]
 NUM_TRIALS = 4
 
@@ -30,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of random pictures beside which everything else of the search lies."""
     path = tmp_path_factory.mktemp("search")
     (path / "aside").mkdir()
-    splits = {}
-    for split, count in (("train", 8), ("val", 3)):
+    splits, names, counts = {}, [], []
+    for split, count in (("train", 10), ("val", 3)):
         rng = np.random.default_rng(count)
         samples = []
         for number in range(count):
@@ -39,9 +48,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             samples.append(
                 (f"{split}{number}", np.repeat(label[..., None] * 80, 3, axis=2).astype(np.uint8), label)
             )
+        if split == "train":
+            names = [name for name, _, _ in samples]
+            counts = [np.bincount(label.ravel(), minlength=14).tolist() for _, _, label in samples]
         splits[split] = [write_shard(path / "aside" / f"{split}.arrow", samples, num_classes=13)]
     publish_store(
-        path / "aside", path / "store", name="patches", class_table=NYUV2_13, splits=splits, source={}
+        path / "aside",
+        path / "store",
+        name="patches",
+        class_table=NYUV2_13,
+        splits=splits,
+        source={},
+        selection=choose_selection(names, counts, fraction=0.2),
     )
     return path
 
@@ -69,12 +87,6 @@ def command(folder: Path) -> list[str]:
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return kept | {"PYTHONUNBUFFERED": "1"}
-
-
-def digest(config: SearchConfig) -> str:
-    from pspnet.store import Store
-
-    return Store.open(config.training.data.store).digest
 
 
 def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing(folder: Path) -> None:
@@ -111,6 +123,9 @@ def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing
     assert table.findall(third.stdout) == table.findall(second.stdout) != []
     version = re.compile(r"model version +(\S+),")
     assert version.findall(third.stdout) == version.findall(second.stdout) == ["models:/pspnet-patches/1"]
+    validation = re.compile(r"^validation .*", re.M)
+    assert validation.findall(third.stdout) == validation.findall(second.stdout) != []
+    assert "read 1x, never by a trial" in validation.findall(third.stdout)[0]
 
 
 def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
@@ -130,7 +145,10 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {parents[0].info.run_id}
 
     config = from_json(SearchConfig, client_text(folder, client, parents[0].info.run_id))
-    records = Study(config, store_digest=digest(config)).trials()
+    store = Store.open(config.training.data.store)
+    config = split_for_trials(config, store)
+    study = Study(config, store_digest=store.digest)
+    records = study.trials()
     assert {record.reason for record in records} <= {"complete", "pruned"}
     for record in records:
         run = trials[str(record.number)]
@@ -141,6 +159,7 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
         stored = load_config(
             TrainingConfig, folder / "runs" / "patches" / f"trial_{record.number:04d}" / "config.json"
         )
+        assert (stored.data.train_split, stored.data.val_split) == (FIT, SELECTION)
         assert stored == override(
             config.training,
             record.changes
@@ -149,6 +168,10 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
 
     best = max((record for record in records if record.reason == "complete"), key=lambda record: record.miou)
     model = registry.fetch("models:/pspnet-patches@champion", tracking_uri=uri, device="cpu")
+    assert model.info["scores"] == study.final_scores()[best.number]
+    protocol = Protocol(store_digest=store.digest, split="val")
+    assert Scores.from_dict(model.info["scores"]) == evaluate_model(model, store, protocol).scores
+    assert model.info["scores"]["miou"] != best.miou
     weights = load_checkpoint(best.attributes["checkpoint_path"]).model_state
     assert all(np.array_equal(model.network.state_dict()[name], tensor) for name, tensor in weights.items())
 
