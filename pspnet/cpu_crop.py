@@ -13,10 +13,10 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from pspnet.cpu_photometric import OUTSIDE, distort_into
 from pspnet.labels import IGNORE_INDEX
 from pspnet.transforms import Axis, Sample, gaussian_taps, source_window
 
-_IGNORE = np.int64(IGNORE_INDEX)
 _BITS = 32
 """Of the fraction of a fixed-point coordinate."""
 _ONE, _HALF, _FRACTION, _UNIT = 1 << _BITS, 1 << (_BITS - 1), (1 << _BITS) - 1, 1 / (1 << _BITS)
@@ -40,12 +40,15 @@ def crop_into(
     """
     out, out_ids = image.numpy(), label.numpy()
     pixels, ids = window.permute(1, 2, 0).numpy(), target.numpy()
+    final_std, outside = std, np.int64(IGNORE_INDEX)
+    if sample.photometric is not None:
+        std, outside = (1.0,) * len(std), np.int64(OUTSIDE)
     scale = (1 / np.asarray(std, dtype=np.float64)).astype(np.float32)
     offset = (np.asarray(mean, dtype=np.float64) / std).astype(np.float32)
     crop = np.empty_like(out) if sample.blur_sigma else out
     if sample.angle:
         vertical, horizontal = _turn(sample, len(label))
-        _turned(crop, out_ids, pixels, ids, vertical, horizontal, scale, offset)
+        _turned(crop, out_ids, pixels, ids, vertical, horizontal, scale, offset, outside)
     else:
         area = source_window(sample, len(label))
         down = Axis(sample.top, len(label), sample.size[0], sample.scaled_size[0], area.top)
@@ -53,10 +56,20 @@ def crop_into(
         if sample.flip:
             across = across.reversed()
         _upright(
-            crop, out_ids, pixels, ids, _tables(down, area.height), _tables(across, area.width), scale, offset
+            crop,
+            out_ids,
+            pixels,
+            ids,
+            _tables(down, area.height),
+            _tables(across, area.width),
+            scale,
+            offset,
+            outside,
         )
     if sample.blur_sigma:
         _blur(out, crop, gaussian_taps(sample.blur_sigma).astype(np.float32))
+    if sample.photometric is not None:
+        distort_into(out, out_ids, sample.photometric, mean=mean, std=final_std)
 
 
 def _tables(axis: Axis, extent: int) -> tuple[np.ndarray, ...]:
@@ -91,7 +104,7 @@ def _turn(sample: Sample, size: int) -> tuple[Any, ...]:
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _upright(out, out_ids, pixels, ids, down, across, scale, offset):  # type: ignore[no-untyped-def]
+def _upright(out, out_ids, pixels, ids, down, across, scale, offset, outside):  # type: ignore[no-untyped-def]
     """Resize rows, then columns, each as a weighted sum of two neighbours."""
     size, width = out.shape[0], pixels.shape[1]
     is_row, row_weight, low, high, nearest_row = down
@@ -102,7 +115,7 @@ def _upright(out, out_ids, pixels, ids, down, across, scale, offset):  # type: i
             for x in range(size):
                 for channel in range(3):
                     out[y, x, channel] = 0
-                out_ids[y, x] = _IGNORE
+                out_ids[y, x] = outside
             continue
         above, below, weight = pixels[low[y]], pixels[high[y]], row_weight[y]
         for x in range(width):
@@ -121,11 +134,11 @@ def _upright(out, out_ids, pixels, ids, down, across, scale, offset):  # type: i
             else:
                 for channel in range(3):
                     out[y, x, channel] = 0
-                out_ids[y, x] = _IGNORE
+                out_ids[y, x] = outside
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _turned(out, out_ids, pixels, ids, vertical, horizontal, scale, offset):  # type: ignore[no-untyped-def]
+def _turned(out, out_ids, pixels, ids, vertical, horizontal, scale, offset, outside):  # type: ignore[no-untyped-def]
     """Turn the crop about its centre: every pixel is read where it comes from."""
     size = out.shape[0]
     start_y, down_y, across_y, before_y, after_y = vertical
@@ -138,7 +151,7 @@ def _turned(out, out_ids, pixels, ids, vertical, horizontal, scale, offset):  # 
             if not (-before_y < y < after_y and -before_x < x < after_x):
                 for channel in range(3):
                     out[row, column, channel] = 0
-                out_ids[row, column] = _IGNORE
+                out_ids[row, column] = outside
                 continue
             nearest_y = np.uint32(min(max(y >> _BITS, 0), last_y))
             nearest_x = np.uint32(min(max(x >> _BITS, 0), last_x))

@@ -3,6 +3,8 @@
 Position p of an epoch is the p-th image of its permutation. Iteration i takes the positions from
 i * global_batch_size on, worker r every world_size-th of them from r on: the number of workers, threads and
 restarts does not change which windows are seen.
+
+With class-uniform sampling a share of the positions takes another image than the permutation's (pspnet.sampling).
 """
 
 import itertools
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor
 
 from pspnet.errors import InputError
+from pspnet.photometric import draw_photometric
+from pspnet.sampling import ClassUniform, draw_focus, place_window, random_offset, require_label
 from pspnet.store import Split
 from pspnet.transforms import BLUR_SIGMA, Sample, Window, source_window
 
@@ -79,29 +83,30 @@ def draw_sample(
     flip_probability: float,
     rotate_degrees: float,
     blur_probability: float,
+    is_photometric: bool = False,
 ) -> Sample:
     """Draw scale, flip, rotation, blur and place of the window at `position` of an epoch, in semseg's ranges.
+
+    With `is_photometric` also the distortion of its brightness and colours, in mmsegmentation's ranges.
 
     `size` is that of image `index`, (height, width). A scaled image smaller than the crop lies in its middle.
     """
     entropy = np.random.SeedSequence([seed, epoch, position, 1])
     chances = np.random.Generator(np.random.Philox(entropy)).random(7)
     scale = min_scale + (max_scale - min_scale) * float(chances[0])
-    scaled = tuple(max(1, round(extent * scale)) for extent in size)
-    offsets = [
-        int(chance * (extent - crop_size + 1)) if extent >= crop_size else -((crop_size - extent) // 2)
-        for extent, chance in zip(scaled, chances[1:3], strict=True)
-    ]
+    scaled_size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    top, left = random_offset(scaled_size, crop_size, chances[1:3])
     is_rotated = rotate_degrees > 0 and chances[4] < ROTATE_PROBABILITY
     return Sample(
         index=index,
         size=size,
-        scaled_size=(scaled[0], scaled[1]),
-        top=offsets[0],
-        left=offsets[1],
+        scaled_size=scaled_size,
+        top=top,
+        left=left,
         flip=bool(chances[3] < flip_probability),
         angle=rotate_degrees * (2 * float(chances[5]) - 1) if is_rotated else 0.0,
         blur_sigma=BLUR_SIGMA if chances[6] < blur_probability else 0.0,
+        photometric=draw_photometric(seed=seed, epoch=epoch, position=position) if is_photometric else None,
     )
 
 
@@ -133,6 +138,9 @@ def train_batches(
     flip_probability: float,
     rotate_degrees: float,
     blur_probability: float,
+    is_photometric: bool = False,
+    max_class_share: float = 1.0,
+    classes: ClassUniform | None = None,
     start_iteration: int = 0,
     max_iterations: int = 0,
     num_prefetch_threads: int = 1,
@@ -140,30 +148,45 @@ def train_batches(
     """Yield this worker's batches of an epoch, copied by threads ahead of their use.
 
     `start_iteration` and `max_iterations` (0: to the end) are counted from the beginning of the epoch. Without
-    prefetch threads a batch is read when it is asked for.
+    prefetch threads a batch is read when it is asked for. A window is placed anew while one class has
+    `max_class_share` of it; `classes` turns class-uniform sampling on.
     """
     order = epoch_order(len(split), seed=seed, epoch=epoch)
+
+    def draw(position: int) -> Sample:
+        focus = None
+        if classes is not None:
+            focus = draw_focus(classes, seed=seed, epoch=epoch, position=position)
+        index = int(order[position]) if focus is None else focus.index
+        sample = draw_sample(
+            seed=seed,
+            epoch=epoch,
+            position=position,
+            index=index,
+            size=split.size(index),
+            crop_size=crop_size,
+            min_scale=min_scale,
+            max_scale=max_scale,
+            flip_probability=flip_probability,
+            rotate_degrees=rotate_degrees,
+            blur_probability=blur_probability,
+            is_photometric=is_photometric,
+        )
+        return place_window(
+            sample,
+            split,
+            seed=seed,
+            epoch=epoch,
+            position=position,
+            crop_size=crop_size,
+            focus=focus,
+            max_class_share=max_class_share,
+        )
 
     def read(iteration: int) -> Batch:
         first = iteration * global_batch_size
         positions = range(first + rank, first + global_batch_size, world_size)
-        samples = [
-            draw_sample(
-                seed=seed,
-                epoch=epoch,
-                position=position,
-                index=int(order[position]),
-                size=split.size(int(order[position])),
-                crop_size=crop_size,
-                min_scale=min_scale,
-                max_scale=max_scale,
-                flip_probability=flip_probability,
-                rotate_degrees=rotate_degrees,
-                blur_probability=blur_probability,
-            )
-            for position in positions
-        ]
-        return _read_batch(split, samples, crop_size)
+        return _read_batch(split, [draw(position) for position in positions], crop_size)
 
     iterations = range(start_iteration, num_iterations(split, global_batch_size, max_iterations))
     if num_prefetch_threads == 0:
@@ -191,11 +214,7 @@ def _read_batch(split: Split, samples: list[Sample], crop_size: int) -> Batch:
     areas = [source_window(sample, crop_size) for sample in samples]
     memory = _new_memory(sum(4 * area.height * area.width for area in areas))
     for sample, area, (pixels, train_ids) in zip(samples, areas, _parts(memory, areas), strict=True):
-        if not split.has_label(sample.index):
-            raise InputError(
-                f"A training image must have a label, but {split.name(sample.index)} has none. "
-                "Give another data.train_split, or ingest its label."
-            )
+        require_label(split, sample.index)
         split.read_window(
             sample.index, top=area.top, left=area.left, image=pixels.numpy(), label=train_ids.numpy()
         )

@@ -167,15 +167,23 @@ class Split:
         self.read_window(index, top=top, left=left, image=image, label=label)
         return image, label
 
+    def label_window(self, index: int, *, top: int, left: int, height: int, width: int) -> np.ndarray | None:
+        """Return a copy of the window's train ids alone, (height, width): no byte of the image is read."""
+        if not self.has_label(index):
+            return None
+        label = np.empty((height, width), dtype=np.uint8)
+        self.read_window(index, top=top, left=left, image=None, label=label)
+        return label
+
     def read_window(
-        self, index: int, *, top: int, left: int, image: np.ndarray, label: np.ndarray | None
+        self, index: int, *, top: int, left: int, image: np.ndarray | None, label: np.ndarray | None
     ) -> None:
         """Copy the pixels from row `top` and column `left` on to `image`, (h, w, 3), the train ids to `label`, (h, w).
 
-        `label` is left out where it is None or the image has no label.
+        Either is left out where it is None, and `label` where the image has none.
         """
         place = self._places[index]
-        height, width = image.shape[:2]
+        height, width = next(out.shape[:2] for out in (image, label) if out is not None)
         if not (0 <= top <= top + height <= place.height and 0 <= left <= left + width <= place.width):
             raise ValueError(
                 f"A window must lie in its image, but rows {top} to {top + height}, columns {left} to {left + width} "

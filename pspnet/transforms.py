@@ -1,4 +1,4 @@
-"""What happens to a window on the device: resize, crop, flip, rotate, blur, normalise.
+"""What happens to a window on the device: resize, crop, rotate, blur, distort, flip, normalise.
 
 A crop is what resizing the whole image and then cropping it gives, but only the source pixels under the crop are
 read. Resizing maps pixel centres, source = (target + 1/2) * size / scaled_size - 1/2, as F.interpolate does with
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pspnet.labels import IGNORE_INDEX
+from pspnet.photometric import Photometric, distort
 
 if TYPE_CHECKING:
     from pspnet.data import Batch
@@ -47,6 +48,8 @@ class Sample:
     """Degrees by which the crop is turned about its centre."""
     blur_sigma: float = 0.0
     """Standard deviation, in pixels, of the Gaussian; 0 for none."""
+    photometric: Photometric | None = None
+    """How brightness and colours of the crop are distorted; padding keeps its colour."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,12 @@ def crop(
 ) -> tuple[Tensor, Tensor]:
     """Return the crop of one sample from its source window: float32 (3, s, s) in grey levels, uint8 (s, s)."""
     read = _rotated if sample.angle else _upright
-    image, label = read(window, target, sample, crop_size, _column(mean, window.device))
+    image, label, inside = read(window, target, sample, crop_size, _column(mean, window.device))
     if sample.blur_sigma:
         image = blur(image, sample.blur_sigma)
+    if sample.photometric is not None:
+        distorted = distort(image, sample.photometric)
+        image = distorted if inside is None else torch.where(inside, distorted, image)
     if sample.flip:
         image, label = image.flip(-1), label.flip(-1)
     return image, label
@@ -142,8 +148,8 @@ def blur(image: Tensor, sigma: float) -> Tensor:
 
 def _upright(
     window: Tensor, target: Tensor, sample: Sample, crop_size: int, fill: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Resize rows, then columns, each as a weighted sum of two neighbours."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Resize rows, then columns, each as a weighted sum of two neighbours; with what lies in the image."""
     area = source_window(sample, crop_size)
     rows = Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
     columns = Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
@@ -151,17 +157,16 @@ def _upright(
     image = columns.interpolate(image, dim=2)
     label = rows.pick(target, dim=0)
     label = columns.pick(label, dim=1)
-    if rows.is_padded or columns.is_padded:
-        inside = rows.inside(window.device)[:, None] & columns.inside(window.device)[None, :]
-        image = torch.where(inside, image, fill)
-        label = torch.where(inside, label, IGNORE_INDEX)
-    return image, label
+    if not (rows.is_padded or columns.is_padded):
+        return image, label, None
+    inside = rows.inside(window.device)[:, None] & columns.inside(window.device)[None, :]
+    return torch.where(inside, image, fill), torch.where(inside, label, IGNORE_INDEX), inside
 
 
 def _rotated(
     window: Tensor, target: Tensor, sample: Sample, crop_size: int, fill: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Turn the crop about its centre: every pixel is read where it comes from."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn the crop about its centre: every pixel is read where it comes from; with what lies in the image."""
     area = source_window(sample, crop_size)
     height, width = window.shape[1:]
     centre = (crop_size - 1) / 2
@@ -185,7 +190,7 @@ def _rotated(
         (source_y + 0.5).floor().long().clamp(max=height - 1),
         (source_x + 0.5).floor().long().clamp(max=width - 1),
     ]
-    return torch.where(inside, image, fill), torch.where(inside, label, IGNORE_INDEX)
+    return torch.where(inside, image, fill), torch.where(inside, label, IGNORE_INDEX), inside
 
 
 class Axis:

@@ -64,6 +64,17 @@ class DataConfig:
     blur_probability: float = 0.0
     """Share of the windows that are blurred with a 5x5 Gaussian (semseg: 0.5)."""
 
+    photometric: bool = False
+    """Brightness, contrast, saturation and hue of the windows are varied (mmsegmentation's PhotoMetricDistortion)."""
+
+    max_class_share: float = 1.0
+    """A window is placed anew, up to ten times, while one class has this share of its valid pixels or it has but one
+    class (mmsegmentation's cat_max_ratio: 0.75); 1 takes every window."""
+
+    class_uniform_share: float = 0.0
+    """Share of the windows for which a class is drawn, each with the same chance, then an image that holds it and a
+    window around it (NVIDIA's class-uniform sampling: 0.5); 0 turns it off."""
+
     num_prefetch_threads: int = 1
     """Threads of each worker that copy windows ahead of the training step."""
 
@@ -79,7 +90,7 @@ class DataConfig:
             f"data.min_scale and data.max_scale must satisfy 0 < min <= max <= 10, but got {self.min_scale} and "
             f"{self.max_scale}. The usual range is 0.5 to 2.",
         )
-        for name in ("flip_probability", "blur_probability"):
+        for name in ("flip_probability", "blur_probability", "class_uniform_share"):
             value = getattr(self, name)
             _require(
                 0 <= value <= 1, f"data.{name} must be between 0 and 1, but got {value}. 0 turns it off."
@@ -87,6 +98,11 @@ class DataConfig:
         _require(
             0 <= self.rotate_degrees <= 45,
             f"data.rotate_degrees must be between 0 and 45, but got {self.rotate_degrees}. semseg uses 10.",
+        )
+        _require(
+            0 < self.max_class_share <= 1,
+            f"data.max_class_share must be above 0 and at most 1, but got {self.max_class_share}. "
+            "mmsegmentation uses 0.75; 1 turns it off.",
         )
         _require(
             self.num_prefetch_threads >= 1,

@@ -284,6 +284,8 @@ class Study:
             self._study.set_user_attr("key", uuid.uuid4().hex)
             self._study.set_user_attr("fingerprint", fingerprint)
             return
+        # settings that were added since had their defaults
+        stored = _fingerprint(SearchConfig(), stored["store_digest"]) | stored
         differing = [key for key in stored | fingerprint if stored.get(key) != fingerprint.get(key)]
         if differing:
             lines = [f"  {key}: {stored.get(key)} there, {fingerprint.get(key)} here" for key in differing]

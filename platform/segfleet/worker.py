@@ -44,6 +44,7 @@ from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.pictures import confusion_matrix_picture, panel
+from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.store import Store
 from pspnet.transforms import prepare_batch
 from segfleet.checkpoint import (
@@ -181,6 +182,7 @@ class Training:
             self.iterations_per_epoch = num_iterations(
                 self.train_split, config.schedule.global_batch_size, config.schedule.max_iterations_per_epoch
             )
+            self.classes = self._class_uniform()
             seed_everything(config.schedule.seed)
             self.model = new_model(config, self.store.class_table.num_classes)
             self.model.to(place.device)
@@ -234,6 +236,20 @@ class Training:
             self.last_metrics = metrics
             report(_reported(metrics))
 
+    def _class_uniform(self) -> ClassUniform | None:
+        """Find out which images hold which class, where a share of the windows is drawn by class."""
+        share = self.config.data.class_uniform_share
+        if share == 0:
+            return None
+        started = time.monotonic()
+        classes = class_uniform(self.train_split, share)
+        counts = [len(indices) for indices in classes.images.values()]
+        self.log.say(
+            f"class-uniform windows: {share:.0%}, of {len(counts)} classes that are in {min(counts, default=0)} to "
+            f"{max(counts, default=0)} of {len(self.train_split)} images ({time.monotonic() - started:.1f} s)"
+        )
+        return classes
+
     def _is_ended(self) -> bool:
         """Whether rank 0 finds an outcome of this attempt; the same on every worker."""
         ended = [self.place.rank == 0 and read_outcome(self.task.run_dir, self.task.attempt) is not None]
@@ -275,6 +291,9 @@ class Training:
             flip_probability=data.flip_probability,
             rotate_degrees=data.rotate_degrees,
             blur_probability=data.blur_probability,
+            is_photometric=data.photometric,
+            max_class_share=data.max_class_share,
+            classes=self.classes,
             max_iterations=self.iterations_per_epoch,
             num_prefetch_threads=data.num_prefetch_threads,
         )

@@ -128,6 +128,29 @@ def test_flags_that_name_nothing_are_refused(arguments: list[str], message: str)
         parse_training(training_preset, "demo", arguments, description="")
 
 
+def test_a_configuration_stored_before_a_setting_was_added_loads_with_its_default() -> None:
+    values = json.loads(to_json(training_preset("tiny")))
+    for name in ("photometric", "max_class_share", "class_uniform_share"):
+        del values["data"][name]
+    assert from_json(TrainingConfig, json.dumps(values)) == training_preset("tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_class_share", 0.0, r"above 0 and at most 1, but got 0\.0\. mmsegmentation uses 0\.75"),
+        ("max_class_share", 75.0, r"above 0 and at most 1, but got 75\.0"),
+        ("max_class_share", float("nan"), "above 0 and at most 1"),
+        ("class_uniform_share", -0.1, r"between 0 and 1, but got -0\.1\. 0 turns it off"),
+        ("class_uniform_share", 1.5, "between 0 and 1"),
+        ("photometric", 1, "must be of type bool"),
+    ],
+)
+def test_shares_that_are_none_are_refused(name: str, value: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        override(training_preset("tiny"), {f"data.{name}": value})
+
+
 def test_an_unknown_flag_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse_training(training_preset, "demo", ["--data.crop-sizee", "129"], description="")

@@ -59,6 +59,16 @@ def test_decisions_are_those_of_ray_tunes_asha(config: SearchConfig, reduction_f
     assert 0 < num_stopped < 12
 
 
+def test_a_study_from_before_a_setting_was_added_goes_on_with_its_default(config: SearchConfig) -> None:
+    study = Study(config, store_digest="d")
+    stored = study._study.user_attrs["fingerprint"]
+    older = {path: value for path, value in stored.items() if path != "training.data.photometric"}
+    study._study.set_user_attr("fingerprint", older)
+    Study(config, store_digest="d")
+    with pytest.raises(InputError, match=r"training\.data\.photometric: False there, True here"):
+        Study(override(config, {"training.data.photometric": True}), store_digest="d")
+
+
 def test_a_new_process_finds_trials_rungs_and_reasons(config: SearchConfig) -> None:
     study = Study(config, store_digest="d")
     first, second, third = study.ask(), study.ask(), study.ask()
