@@ -62,7 +62,7 @@ def distort(image: Tensor, photometric: Photometric) -> Tensor:
 
     It is first rounded to whole levels, as the uint8 images that mmseg distorts are.
     """
-    image = image.float().round().clamp_(0, 255)
+    image = _levels(image.float() + 0.5)
     if photometric.brightness is not None:
         image = _levels(image + photometric.brightness)
     if photometric.contrast is not None and photometric.is_contrast_first:

@@ -89,6 +89,7 @@ def test_steps_are_drawn_in_mmsegs_ranges_each_for_half_of_the_windows() -> None
 
 
 def test_the_compiled_loop_gives_the_same_numbers(image: Tensor) -> None:
+    image = image[:, :, :24]
     mean = torch.tensor(MEAN)  # whole numbers: what is subtracted and added again is exact
     for position in range(60):
         steps = draw_photometric(seed=4, epoch=0, position=position) or Photometric()
