@@ -220,8 +220,13 @@ def write_shard(
             assert image.dtype == np.uint8, image.dtype
             assert image.shape == (height, width, 3), image.shape
             assert label is None or (label.dtype == np.uint8 and label.shape == (height, width))
-            stored = [_stored(image, shard_format), None if label is None else _stored(label, shard_format)]
-            columns = [[name], [height], [width], *([value] for value in stored)]
+            columns = [
+                _one(name.encode(), pa.string()),
+                _one(height, pa.int32()),
+                _one(width, pa.int32()),
+                _one(_stored(image, shard_format), pa.large_binary()),
+                _one(None if label is None else _stored(label, shard_format), pa.large_binary()),
+            ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
             digest.update(f"{name}\0{height}\0{width}\0{label is not None}\0".encode())
             digest.update(np.ascontiguousarray(image).data)
@@ -250,8 +255,22 @@ def write_shard(
     )
 
 
-def _stored(pixels: np.ndarray, shard_format: ShardFormat) -> bytes:
-    return tiles.encode(pixels) if shard_format == "tiles" else np.ascontiguousarray(pixels).tobytes()
+def _stored(pixels: np.ndarray, shard_format: ShardFormat) -> bytes | np.ndarray:
+    return tiles.encode(pixels) if shard_format == "tiles" else np.ascontiguousarray(pixels)
+
+
+def _one(value: bytes | np.ndarray | int | None, of_type: pa.DataType) -> pa.Array:
+    """Return an array of one value; `pa.array` would copy the pixels, and import pandas to do so."""
+    if isinstance(value, int):
+        return pa.Array.from_buffers(of_type, 1, [None, pa.py_buffer(np.array([value], dtype=np.int32))])
+    offset_type = np.int64 if of_type == pa.large_binary() else np.int32
+    num_bytes = 0 if value is None else len(value) if isinstance(value, bytes) else value.nbytes
+    buffers = [
+        pa.py_buffer(b"\0") if value is None else None,
+        pa.py_buffer(np.array([0, num_bytes], dtype=offset_type)),
+        pa.py_buffer(b"" if value is None else value),
+    ]
+    return pa.Array.from_buffers(of_type, 1, buffers)
 
 
 def publish_store(

@@ -44,7 +44,9 @@ def read_image(path: str | Path) -> np.ndarray:
                 f"An image must have no transparent pixels, but {path} is {picture.mode} and has some. "
                 "Paint it on a background and save it as RGB."
             )
-    return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def read_ids(path: str | Path) -> np.ndarray:
