@@ -16,10 +16,10 @@ class Options:
     """Which store, and where the pictures go."""
 
     store: tyro.conf.Positional[str]
-    """Folder of the store."""
+    """Folder or address of the store."""
 
     output: str = ""
-    """Folder of the two pictures; empty for the one that holds the store."""
+    """Folder of the two pictures; empty for the one that holds the store, or this one if it lies elsewhere."""
 
     num_images: int = 6
     """Images of each split on the contact sheet."""
@@ -30,13 +30,15 @@ def main() -> None:
     options = parse_options(Options, description=__doc__)
     if options.num_images < 1:
         raise InputError(f"--num-images must be 1 or more, but got {options.num_images}. 6 is usual.")
-    store = Store.open(Path(options.store).expanduser().absolute())
-    folder = Path(options.output).expanduser().absolute() if options.output else store.path.parent
+    store = Store.open(options.store)
+    place = store.location
+    beside = Path(place.path).parent if place.is_local else Path.cwd()
+    folder = Path(options.output).expanduser().absolute() if options.output else beside
     folder.mkdir(parents=True, exist_ok=True)
     print(describe_store(store))
     print()
-    print(f"class histogram {draw_class_histogram(store, folder / f'{store.path.name}-classes.png')}")
-    sheet = folder / f"{store.path.name}-sheet.png"
+    print(f"class histogram {draw_class_histogram(store, folder / f'{place.name}-classes.png')}")
+    sheet = folder / f"{place.name}-sheet.png"
     print(f"contact sheet {draw_contact_sheet(store, sheet, num_images=options.num_images)}")
 
 

@@ -17,8 +17,8 @@ class Options:
     model: str
     """models:/name@champion, models:/name/3, or the folder of a model package."""
 
-    store: Path
-    """Folder of the ingested data set (made by jobs/ingest_*.py)."""
+    store: str
+    """Folder or address of the ingested data set (made by jobs/ingest_*.py)."""
 
     split: str = "val"
     """Split of the store; all of its labelled images are scored."""

@@ -6,7 +6,6 @@ be used.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pspnet.store import Store
 from segfleet.cli import parse_options, run_job
@@ -23,8 +22,8 @@ class Options:
     name: str
     """Name of the registered model."""
 
-    store: Path
-    """Folder of the ingested data set that both are scored on."""
+    store: str
+    """Folder or address of the ingested data set that both are scored on."""
 
     split: str = "val"
     """Split of the store."""

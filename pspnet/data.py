@@ -110,15 +110,15 @@ def draw_sample(
     )
 
 
-def num_iterations(split: Split, global_batch_size: int, max_iterations_per_epoch: int = 0) -> int:
+def num_iterations(num_images: int, global_batch_size: int, max_iterations_per_epoch: int = 0) -> int:
     """Return the optimizer steps of an epoch; the images that do not fill the last batch are left to other epochs.
 
-    Raises InputError where the split has fewer images than one batch.
+    Raises InputError where there are fewer images than one batch.
     """
-    whole = len(split) // global_batch_size
+    whole = num_images // global_batch_size
     if whole == 0:
         raise InputError(
-            f"schedule.global_batch_size must be at most the number of training images, {len(split)}, but got "
+            f"schedule.global_batch_size must be at most the number of training images, {num_images}, but got "
             f"{global_batch_size}. Make it smaller or ingest more images."
         )
     return min(whole, max_iterations_per_epoch) if max_iterations_per_epoch else whole
@@ -188,7 +188,7 @@ def train_batches(
         positions = range(first + rank, first + global_batch_size, world_size)
         return _read_batch(split, [draw(position) for position in positions], crop_size)
 
-    iterations = range(start_iteration, num_iterations(split, global_batch_size, max_iterations))
+    iterations = range(start_iteration, num_iterations(len(split), global_batch_size, max_iterations))
     if num_prefetch_threads == 0:
         yield from map(read, iterations)
         return

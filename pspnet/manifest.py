@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from pspnet.errors import InputError
@@ -37,6 +36,10 @@ class ShardInfo:
     """sha256 over names, sizes and pixels in their order."""
     format: ShardFormat = "raw"
     """How the pixels are stored."""
+    num_bytes: int = 0
+    """Size of the file; 0 where the store is from before this was recorded."""
+    file_digest: str = ""
+    """sha256 of the file, by which a copy of it is verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,16 @@ class Manifest:
         indices = self.indices(split)
         return sum(shard.num_images for shard in self.splits[split]) if indices is None else len(indices)
 
+    def num_unlabelled(self, split: str) -> int:
+        """Return how many images of the split have no label; for fit and selection, those of train."""
+        shards = self.splits["train" if self.indices(split) is not None else split]
+        return sum(shard.num_images - shard.num_labelled for shard in shards)
+
+    def largest_side(self, split: str) -> int:
+        """Return the longest side of the split's images in pixels; for fit and selection, of train's."""
+        shards = self.splits["train" if self.indices(split) is not None else split]
+        return max(int(side) for shard in shards for size in shard.sizes for side in size.split(" x "))
+
     def class_counts(self, split: str) -> list[int]:
         """Return the pixels of each train id in the split; the last entry counts the ignored ones."""
         if self.indices(split) is None:
@@ -134,10 +147,10 @@ class Manifest:
         )
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Return the manifest in the file `path`; InputError where it is damaged or of another format."""
+def read_manifest(content: bytes, where: str) -> Manifest:
+    """Return the manifest with this content, from `where`; InputError where it is damaged or of another format."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(content)
         version = values["format"]
         if version == FORMAT:
             manifest = Manifest(
@@ -155,17 +168,17 @@ def read_manifest(path: Path) -> Manifest:
             )
             if manifest.digest != values["digest"]:
                 raise InputError(
-                    f"The manifest of a store must be as it was written, but the digest in {path} is not that of its "
+                    f"The manifest of a store must be as it was written, but the digest in {where} is not that of its "
                     "shards. Ingest the data again."
                 )
             return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The manifest of a store must be the JSON that ingest wrote, but {path} is not ({error!r}). "
+            f"The manifest of a store must be the JSON that ingest wrote, but {where} is not ({error!r}). "
             "Ingest the data again."
         ) from error
     raise InputError(
-        f"A store must be of format {FORMAT}, but {path.parent} is of format {version}. Ingest the data again."
+        f"A store must be of format {FORMAT}, but {where} is of format {version}. Ingest the data again."
     )

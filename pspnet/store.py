@@ -11,11 +11,15 @@ that of its pixels, whatever their format.
 The manifest may cut the split train in two, by indices: `selection`, which searches measure their trials on, and
 `fit`, the rest. Both are views of the shards of train, which keeps meaning all of it; the official validation images
 are then left to the one measurement at the end.
+
+A store may lie elsewhere, s3://… or gs://… or on a network file system: then a split reads copies of its shards on
+the node's own disk, see node_cache.py.
 """
 
 import hashlib
 import os
 import shutil
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +32,9 @@ from PIL import Image
 from pspnet import tiles
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX, ClassTable
+from pspnet.location import Location
 from pspnet.manifest import MANIFEST_FILE, Manifest, Selection, ShardFormat, ShardInfo, read_manifest
+from pspnet.node_cache import NodeCache, NoRoomError, RemoteFile, Say
 
 _FORMAT_KEY = b"segfleet.format"
 """Of the shards' metadata; a shard without it is raw."""
@@ -46,20 +52,27 @@ _SCHEMA = pa.schema(
 class Store:
     """An ingested data set, open for reading."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, location: Location, manifest: Manifest, cache: NodeCache, say: Say) -> None:
+        self.location = location
         self.manifest = manifest
+        self._cache, self._say = cache, say
 
     @classmethod
-    def open(cls, path: str | Path) -> "Store":
-        """Return the store in the folder `path`; InputError where there is none, or one of another format."""
-        path = Path(path)
-        if not (path / MANIFEST_FILE).is_file():
+    def open(cls, location: str | Path, *, cache: NodeCache | None = None, say: Say = print) -> "Store":
+        """Return the store in a folder or at an address; InputError where there is none, or of another format.
+
+        Only the manifest is read. Where its shards must be copied first, `split` does so, into `cache` (by default
+        what the environment says), and tells `say` of it.
+        """
+        place = Location.parse(location)
+        if not place.exists(MANIFEST_FILE):
             raise InputError(
-                f"data.store must be the folder of an ingested data set, but there is no {MANIFEST_FILE} in {path}. "
+                f"data.store must be an ingested data set, but there is no {MANIFEST_FILE} in {place.text}. "
                 "Make one with jobs/ingest_cityscapes.py, jobs/ingest_nyuv2.py or jobs/ingest_folder.py."
             )
-        return cls(path, read_manifest(path / MANIFEST_FILE))
+        content = b"".join(place.chunks(MANIFEST_FILE))
+        manifest = read_manifest(content, f"{place.text}/{MANIFEST_FILE}")
+        return cls(place, manifest, cache or NodeCache.from_environment(), say)
 
     @property
     def class_table(self) -> ClassTable:
@@ -83,14 +96,45 @@ class Store:
 
     def split(self, name: str) -> "Split":
         """Return the split of that name, or fit or selection; InputError names those that there are."""
+        self.check_split(name)
+        indices = self.manifest.indices(name)
+        shards = self.manifest.splits[name if indices is None else "train"]
+        in_place = [Path(self.location.path) / shard.file for shard in shards]
+        if not self._cache.is_for(self.location):
+            return Split(name, in_place, indices=indices)
+        try:
+            held = self._cache.hold([self._remote(shard) for shard in shards], self._say)
+        except NoRoomError as error:
+            if not self.location.is_local or self._cache.when == "always":
+                raise
+            self._say(f"note: {self.location.text} is read over the network. {error}")
+            return Split(name, in_place, indices=indices)
+        split = Split(name, [file.path for file in held], indices=indices)
+        for descriptor in {file.descriptor for file in held}:
+            weakref.finalize(split, os.close, descriptor)
+        return split
+
+    def check_split(self, name: str) -> None:
+        """Raise InputError, naming those that there are, where the store has no split of that name."""
         if name not in self.manifest.split_names:
             raise InputError(
-                f"A split must be one of the store's, but {self.path} has no split {name!r}. "
+                f"A split must be one of the store's, but {self.location.text} has no split {name!r}. "
                 f"There are: {', '.join(sorted(self.manifest.split_names))}."
             )
-        indices = self.manifest.indices(name)
-        return Split(
-            self.path, name, self.manifest.splits[name if indices is None else "train"], indices=indices
+
+    def num_bytes(self) -> int:
+        """Return what all shards take on disk."""
+        shards = [shard for of_split in self.manifest.splits.values() for shard in of_split]
+        return sum(shard.num_bytes or self.location.num_bytes(shard.file) for shard in shards)
+
+    def _remote(self, shard: ShardInfo) -> RemoteFile:
+        if not shard.file_digest:
+            raise InputError(
+                f"A store that lies elsewhere must have the digests of its files in its manifest, but "
+                f"{self.location.text} was ingested before there were any. Ingest the data again."
+            )
+        return RemoteFile(
+            location=self.location, name=shard.file, num_bytes=shard.num_bytes, sha256=shard.file_digest
         )
 
 
@@ -114,11 +158,9 @@ class _Place:
 class Split:
     """The images of one split, memory-mapped, in the order of the ingest; with `indices` only those."""
 
-    def __init__(
-        self, path: Path, name: str, shards: Sequence[ShardInfo], *, indices: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, name: str, shards: Sequence[Path], *, indices: Sequence[int] | None = None) -> None:
         self._name = name
-        places = [place for shard in shards for place in _map_shard(path / shard.file)]
+        places = [place for shard in shards for place in _map_shard(shard)]
         self._places = places if indices is None else [places[index] for index in indices]
 
     def __len__(self) -> int:
@@ -240,6 +282,9 @@ def write_shard(
             sizes[f"{height} x {width}"] = sizes.get(f"{height} x {width}", 0) + 1
             num_images += 1
             num_pixels += height * width
+    with aside.open("rb") as written:
+        file_digest = hashlib.file_digest(written, "sha256").hexdigest()
+        num_bytes = os.fstat(written.fileno()).st_size
     os.replace(aside, path)
     return ShardInfo(
         file=path.name,
@@ -252,6 +297,8 @@ def write_shard(
         sizes=sizes,
         digest=digest.hexdigest(),
         format=shard_format,
+        num_bytes=num_bytes,
+        file_digest=file_digest,
     )
 
 

@@ -16,7 +16,7 @@ def run_job(main: Callable[[], int | None]) -> None:
     """Call `main` and exit: 0, its own code, or 2 with one plain message where a person's input cannot be used."""
     try:
         sys.exit(main() or 0)
-    except InputError as error:
+    except (InputError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ import ray
 import ray.util
 
 from pspnet.errors import InputError
+from pspnet.location import is_uri
 from segfleet.config import TrainingConfig
 
 CONNECT_TIMEOUT_S = 5.0
@@ -117,6 +118,11 @@ def has_autoscaler() -> bool:
     has no call that tells an autoscaler from the read-only monitor of a cluster started by hand.
     """
     return os.environ.get("SEGFLEET_AUTOSCALER", "") == "1" or LAUNCHER_FILE.exists()
+
+
+def absolute_location(location: str, setting: str) -> str:
+    """Return the folder or address of a store as workers can use it; InputError as `absolute_path`."""
+    return location if is_uri(location) else str(absolute_path(location, setting))
 
 
 def absolute_path(path: str | Path, setting: str) -> Path:

@@ -38,7 +38,7 @@ class DataConfig:
     """What is read, and how a training window is drawn from it."""
 
     store: str = ""
-    """Folder of the ingested data set (made by jobs/ingest_*.py)."""
+    """Folder or address (s3://…, gs://…) of the ingested data set (made by jobs/ingest_*.py)."""
 
     train_split: str = "train"
     """Split of the store that is trained on."""

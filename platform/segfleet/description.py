@@ -26,7 +26,7 @@ def describe_store(store: Store) -> str:
     manifest = store.manifest
     kind = manifest.source.get("kind", "unknown kind")
     lines = [
-        f"store   {store.path}",
+        f"store   {store.location.text}",
         f"name    {manifest.name}, from {manifest.source.get('root', manifest.source.get('mat', '?'))} ({kind})",
         f"digest  {manifest.digest}",
         f"disk    {_disk(store)}",
@@ -188,7 +188,7 @@ def _three(values: Sequence[float]) -> str:
 def _disk(store: Store) -> str:
     """Return in words what the store takes: all, an image, and in which format."""
     shards = [shard for shards in store.manifest.splits.values() for shard in shards]
-    num_bytes = sum((store.path / shard.file).stat().st_size for shard in shards)
+    num_bytes = store.num_bytes()
     num_images, num_pixels = (
         sum(getattr(shard, of) for shard in shards) for of in ("num_images", "num_pixels")
     )

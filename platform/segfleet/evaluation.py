@@ -131,7 +131,7 @@ def check_classes(model: SegmentationModel, store: Store) -> None:
     raise InputError(
         f"A model must have the classes of the store it is scored on, but {model.source} has {len(ours)} "
         "classes "
-        f"and {store.path} has {len(theirs)}"
+        f"and {store.location.text} has {len(theirs)}"
         + (f", among others {', '.join(different)}" if different else "")
         + ". Give a store that was ingested with the model's classes."
     )

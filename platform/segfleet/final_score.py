@@ -28,8 +28,8 @@ def split_for_trials(config: SearchConfig, store: Store) -> SearchConfig:
         return config
     if store.manifest.selection is None:
         print(
-            f"note: {store.path} has no selection split, so that trials are scored on {data.val_split}, and the "
-            "winner's score there is too good. Ingest the data anew to cut one.",
+            f"note: {store.location.text} has no selection split, so that trials are scored on {data.val_split}, "
+            "and the winner's score there is too good. Ingest the data anew to cut one.",
             flush=True,
         )
         return config

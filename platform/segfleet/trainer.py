@@ -242,7 +242,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     return override(
         config,
         {
-            "data.store": str(cluster.absolute_path(config.data.store, "data.store"))
+            "data.store": cluster.absolute_location(config.data.store, "data.store")
             if config.data.store
             else "",
             "tracking.storage_dir": str(
@@ -256,7 +256,7 @@ def open_store(config: TrainingConfig) -> Store:
     """Return the store; InputError where none is named or there is none."""
     if not config.data.store:
         raise InputError(
-            "data.store must be the folder of an ingested data set, but none was given. "
+            "data.store must be an ingested data set, but none was given. "
             "Make one with jobs/ingest_*.py and give it as --data.store FOLDER."
         )
     return Store.open(config.data.store)
@@ -265,19 +265,25 @@ def open_store(config: TrainingConfig) -> Store:
 def check_data(config: TrainingConfig) -> Store:
     """Return the store; InputError where it, the crop, the batch or the backbone's weights cannot be used."""
     data, store = config.data, open_store(config)
-    train, val = store.split(data.train_split), store.split(data.val_split)
-    if not len(val):
+    manifest = store.manifest
+    for split in (data.train_split, data.val_split):
+        store.check_split(split)
+    num_val = manifest.num_images(data.val_split)
+    if not num_val:
         raise InputError(
             f"data.val_split must hold images, but {data.val_split!r} is empty. Give another split."
         )
-    unlabelled = [val.name(index) for index in sorted({*range(len(val))} - {*val.labelled()})]
-    if unlabelled:
+    if num_unlabelled := manifest.num_unlabelled(data.val_split):
         raise InputError(
-            f"data.val_split must be labelled throughout, but {len(unlabelled)} of {len(val)} images of "
-            f"{data.val_split!r} have no label, such as {unlabelled[0]}. Give another split."
+            f"data.val_split must be labelled throughout, but {num_unlabelled} of {num_val} images of "
+            f"{data.val_split!r} have no label. Give another split."
         )
-    num_iterations(train, config.schedule.global_batch_size, config.schedule.max_iterations_per_epoch)
-    largest = max(max(train.size(index)) for index in range(len(train)))
+    num_iterations(
+        manifest.num_images(data.train_split),
+        config.schedule.global_batch_size,
+        config.schedule.max_iterations_per_epoch,
+    )
+    largest = manifest.largest_side(data.train_split)
     if data.crop_size > largest * data.max_scale:
         below = max(33, (int(largest * data.max_scale) - 1) // 8 * 8 + 1)
         raise InputError(

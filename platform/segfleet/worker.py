@@ -176,11 +176,13 @@ class Training:
         self.config, self.task, self.place, self.log, self.writer = config, task, place, log, writer
         self.run_dir = Path(task.run_dir)
         with _agreed(place):
-            self.store = Store.open(config.data.store)
+            self.store = Store.open(config.data.store, say=log.say)
             self.train_split = self.store.split(config.data.train_split)
             self.val_split = self.store.split(config.data.val_split)
             self.iterations_per_epoch = num_iterations(
-                self.train_split, config.schedule.global_batch_size, config.schedule.max_iterations_per_epoch
+                len(self.train_split),
+                config.schedule.global_batch_size,
+                config.schedule.max_iterations_per_epoch,
             )
             self.classes = self._class_uniform()
             seed_everything(config.schedule.seed)

@@ -59,7 +59,7 @@ def test_evaluate_prints_the_scores_and_their_protocol(
 ) -> None:
     model = f"models:/{name}@challenger"
     code, out, _ = call(
-        "evaluate.py", "--model", model, "--store", store.path, "--tracking-uri", local.tracking_uri
+        "evaluate.py", "--model", model, "--store", store.location.path, "--tracking-uri", local.tracking_uri
     )
     assert code == 0
     for text in ("mIoU", "mean accuracy", "pixel accuracy", store.digest[:12], "single-scale", "whole image"):
@@ -76,7 +76,7 @@ def test_evaluate_prints_the_scores_and_their_protocol(
 def test_promote_refuses_with_3_and_promotes_with_0(
     call: Call, local: TrackingConfig, name: str, store: Store
 ) -> None:
-    arguments = ("--name", name, "--store", store.path, "--tracking-uri", local.tracking_uri)
+    arguments = ("--name", name, "--store", store.location.path, "--tracking-uri", local.tracking_uri)
     code, out, _ = call("promote.py", *arguments, "--min-gain", 0.9)
     assert code == 3
     assert "version 2 refused: mIoU" in out
@@ -129,7 +129,7 @@ def test_a_model_that_is_not_registered_is_one_plain_message_with_the_names_that
     flags: tuple[str, ...],
     tmp_path: Path,
 ) -> None:
-    given = [flag.format(store=store.path) for flag in flags]
+    given = [flag.format(store=store.location.path) for flag in flags]
     code, _, err = call(job, *given, "--tracking-uri", local.tracking_uri)
     assert code == 2
     assert err.startswith("error: There is no registered model 'absent'")

@@ -130,7 +130,7 @@ def test_any_byte_may_be_wrong_and_nothing_is_read_that_is_not_there(place: int,
 def test_a_shard_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     image = np.zeros((4, 4, 3), dtype=np.uint8)
     store = store_of(tmp_path, "tiles", [("a", image, None)])
-    file = store.path / "train.arrow"
+    file = Path(store.location.path) / "train.arrow"
     table = pa.ipc.open_file(file).read_all().replace_schema_metadata({"segfleet.format": "wavelets"})
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -46,7 +46,7 @@ def store_of(folder: Path, *, cut: bool) -> Store:
 def test_the_text_says_what_the_manifest_says(tmp_path: Path) -> None:
     store = store_of(tmp_path, cut=True)
     text = describe_store(store)
-    files = sum(path.stat().st_size for path in store.path.iterdir())
+    files = sum(path.stat().st_size for path in Path(store.location.path).iterdir())
     for said in (
         store.digest,
         f"{files / 1e6:,.1f} MB in 2 shards",
