@@ -1,18 +1,23 @@
 """jobs/train_cityscapes.py: bad input is one line and exit code 2; a small training is printed as it went."""
 
 import importlib.util
+import json
+import logging
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
 
+import boto3
+import moto.server
 import numpy as np
 import pytest
 
 from pspnet.errors import InputError
 from pspnet.labels import ClassInfo, ClassTable
 from pspnet.store import publish_store, write_shard
+from pspnet.store_copy import copy_store
 
 JOB = Path(__file__).parents[2] / "jobs" / "train_cityscapes.py"
 
@@ -59,7 +64,7 @@ def store_path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "data.store must be the folder of an ingested data set"),
+        ([], "data.store must be an ingested data set"),
         (["--data.store", "absent"], "absent"),
         (["--data.store", "STORE", "--data.val-split", "test"], "test"),
         (["--data.store", "STORE", "--data.crop-size", "713"], "data.crop_size must fit"),
@@ -119,3 +124,42 @@ def test_the_job_trains_and_says_what_came_of_it(
     assert len(refused.stderr.splitlines()) == 1
     assert not (tmp_path / "runs" / "too-big").exists()
     print(f"refused after {time.monotonic() - started:.1f} s")
+
+
+@pytest.mark.slow
+def test_two_workers_train_on_a_store_in_object_storage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store_path: Path
+) -> None:
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("SEGFLEET_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="stores")
+        uri = f"s3://stores/halves?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+        copy_store(store_path, uri, say=lambda _: None)
+        flags = ("--preset", "tiny", "--workers.num-workers", "2", "--schedule.global-batch-size", "4")
+        done = [
+            run_job(*flags, "--data.store", store, "--tracking.run-name", name)
+            for store, name in ((uri, "far"), ("store", "near"))
+        ]
+    finally:
+        server.stop()
+    assert [job.returncode for job in done] == [0, 0], [job.stderr for job in done]
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 2  # train and val, for both workers
+    digests = [
+        {
+            path.name: json.loads((path / "manifest.json").read_text())["files"]["model.safetensors"]
+            for path in (tmp_path / "runs" / name / "checkpoints").iterdir()
+        }
+        for name in ("far", "near")
+    ]
+    assert digests[0] == digests[1]
