@@ -10,29 +10,34 @@ import math
 import shutil
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.actor import ActorHandle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pspnet.errors import InputError
 from pspnet.pictures import panel
 from pspnet.store import Store
-from segfleet import cluster, registry, tracking, trainer
-from segfleet.config import SearchConfig, TrainingConfig, flat, from_json, override, to_json
+from segfleet import cluster, groups, registry, tracking, trainer
+from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
 from segfleet.final_score import final_scores, split_for_trials
 from segfleet.scores import Scores
 from segfleet.search_report import draw_study, leaderboard_table
 from segfleet.space import dimensions
 from segfleet.study import Proposal, Reason, Study, TrialRecord
+from segfleet.trial import Trial
 
 NUM_PANEL_IMAGES = 6
 DRIVER_RESOURCES = {"memory": 1.0}
 """What a trial's driver reserves: one byte, since Tune insists on something and a CPU would be missing to a worker."""
+
+
+MAX_DRIVER_FAILURES = 3
+"""How often a trial's process in Tune, which only passes reports on, is started again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,48 +262,45 @@ def _execute(config: SearchConfig, study: Study, store: Store, parent_run_id: st
         f"{num_concurrent} at a time, {config.training.workers.num_workers} workers each",
         flush=True,
     )
-    execution = _Execution(config, study, store, parent_run_id)
     ray_dir = (
         Path(config.training.tracking.storage_dir).resolve() / study.name / f"ray-{uuid.uuid4().hex[:8]}"
     )
+    execution = _Execution(config, study, store, parent_run_id, ray_dir / "groups")
     tuner = tune.Tuner(
-        tune.with_resources(_run_trial, DRIVER_RESOURCES),
+        tune.with_resources(Trial, DRIVER_RESOURCES),
         tune_config=tune.TuneConfig(
             search_alg=_StudySearcher(execution, waiting),
             scheduler=_StudyScheduler(execution),
             num_samples=num_trials,
             max_concurrent_trials=num_concurrent,
+            reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(ray_dir), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(ray_dir),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
     )
     try:
         tuner.fit()
     finally:
+        execution.close()
         shutil.rmtree(ray_dir, ignore_errors=True)
     return num_trials
-
-
-def _run_trial(settings: dict[str, Any]) -> None:
-    """Train one trial: what Tune executes in an actor of its own, which reserves nothing."""
-    config = from_json(TrainingConfig, settings["config"])
-    result = trainer.fit(
-        trainer.build_trainer(
-            config,
-            name=settings["name"],
-            run_id=settings["run_id"],
-            attempt=settings["attempt"],
-            callbacks=[TuneReportCallback()],
-        )
-    )
-    if result.reason != "complete":
-        tune.report({"outcome": result.reason, "detail": result.message})
 
 
 class _Execution:
     """What happens to the study, the runs and the terminal when Tune's trials begin, report and end."""
 
-    def __init__(self, config: SearchConfig, study: Study, store: Store, parent_run_id: str) -> None:
+    def __init__(
+        self, config: SearchConfig, study: Study, store: Store, parent_run_id: str, groups_path: Path
+    ) -> None:
         self._config = config
+        self._groups_path = groups_path
+        self._groups: dict[str, ActorHandle] = {}
+        self._free: list[str] = []
         self._study = study
         self._store = store
         self._parent_run_id = parent_run_id
@@ -342,13 +344,28 @@ class _Execution:
         )
         print(f"trial {number} {'goes on' if proposal.is_resumed else 'starts'}: {point}", flush=True)
         self._started_at[number] = time.monotonic()
+        attempt = uuid.uuid4().hex[:12]
         self._settings[number] = {
             "name": name,
             "run_id": run_id,
-            "attempt": uuid.uuid4().hex[:12],
-            "config": to_json(config),
+            "attempt": attempt,
+            "group": self._free_group(),
         }
-        return {"number": number, **self._settings[number]}
+        task = trainer.new_task(config, name=name, run_id=run_id, attempt=attempt)
+        return {"number": number, "group": self._settings[number]["group"], "task": asdict(task)}
+
+    def close(self) -> None:
+        """End the groups of workers, and what they train."""
+        for actor in self._groups.values():
+            groups.close(actor)
+
+    def _free_group(self) -> str:
+        """Return a group of workers that no trial has, started if need be."""
+        if not self._free:
+            name, actor = groups.start(self._config.training, self._groups_path)
+            self._groups[name] = actor
+            self._free.append(name)
+        return self._free.pop()
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
         """Store what a trial reported and return whether it stops."""
@@ -386,6 +403,7 @@ class _Execution:
             number,
             trainer.complete_record(self._config.training, name=settings["name"], run_id=settings["run_id"]),
         )
+        self._leave_group(settings, error=error)
         reason, detail = self._why(number, result or {}, error=error)
         self._study.note(number, {"seconds": round(time.monotonic() - self._started_at[number], 1)})
         self._study.finish(number, reason, detail)
@@ -400,6 +418,15 @@ class _Execution:
             spool_dir=trainer.spool_dir(self._config.training, settings["name"]),
         )
         print(f"trial {number} {reason}: {detail}", flush=True)
+
+    def _leave_group(self, settings: dict[str, str], *, error: bool) -> None:
+        """Have the workers leave the trial, and keep them for another unless something is wrong with them."""
+        name = settings["group"]
+        if error:
+            groups.close(self._groups.pop(name))
+            return
+        self._groups[name].stop.remote(settings["attempt"])
+        self._free.append(name)
 
     def _why(self, number: int, result: dict[str, Any], *, error: bool) -> tuple[Reason, str]:
         if number in self._pruned:

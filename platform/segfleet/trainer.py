@@ -10,14 +10,14 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray.exceptions
 import ray.train
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
@@ -123,11 +123,12 @@ def run_training(config: TrainingConfig) -> TrainingResult:
         tracking.log_dataset(
             uri,
             run_id,
-            name=Path(config.data.store).name,
+            name=store.manifest.name,
             digest=store.digest,
             source=config.data.store,
             splits={
-                split: len(store.split(split)) for split in (config.data.train_split, config.data.val_split)
+                split: store.manifest.num_images(split)
+                for split in (config.data.train_split, config.data.val_split)
             },
         )
         print(f"run {name}  MLflow run {run_id}  folder {run_dir}", flush=True)
@@ -156,40 +157,59 @@ def build_trainer(
     name: str,
     run_id: str,
     attempt: str = "",
-    callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
     """Return the trainer of `config` whose checkpoints lie in <storage_dir>/<name>; `fit` runs it.
 
-    `run_id` is the MLflow run to write to ("" for none). Under Tune give `callbacks=[TuneReportCallback()]`:
-    each evaluated epoch reports epoch, miou, history, loss, checkpoint_path, images_per_s, pixels_seen, is_last.
-    `attempt`, unique to this call, is what `stop` ends it by.
+    `run_id` is the MLflow run to write to ("" for none). `attempt`, unique to this call, is what `stop` ends it by.
     """
     config = resolve(config)
-    cluster.tune_ray()
-    run_dir = run_folder(config, name)
-    attempt = attempt or uuid.uuid4().hex[:12]
-    task = Task(
+    task = new_task(config, name=name, run_id=run_id, attempt=attempt or uuid.uuid4().hex[:12])
+    return train_run(
+        config,
+        train_worker,
+        asdict(task),
+        name=task.attempt,
+        storage_path=str(Path(task.run_dir) / "ray"),
+        max_failures=config.workers.max_failures,
+    )
+
+
+def new_task(config: TrainingConfig, *, name: str, run_id: str, attempt: str) -> Task:
+    """Return what workers are told of the training `name`, whose paths are absolute."""
+    return Task(
         config_json=to_json(config),
-        run_dir=str(run_dir),
+        run_dir=str(run_folder(config, name)),
         run_id=run_id,
         tracking_uri=tracking.resolve_uri(config.tracking) if run_id else "",
         attempt=attempt,
     )
+
+
+def train_run(
+    config: TrainingConfig,
+    worker: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    *,
+    name: str,
+    storage_path: str,
+    max_failures: int,
+) -> TorchTrainer:
+    """Return the Ray Train run of `worker(settings)` in the processes that `config.workers` asks for."""
+    cluster.tune_ray()
     workers = config.workers
     return TorchTrainer(
-        train_worker,
-        train_loop_config=asdict(task),
+        worker,
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=attempt,
-            storage_path=str(run_dir / "ray"),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            name=name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=max_failures),
             worker_runtime_env={"env_vars": cluster.worker_environment(config)},
-            callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -205,7 +225,7 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
         error = raised
     outcome = read_outcome(task.run_dir, task.attempt)
     if outcome is None:
-        outcome = _outcome_of(error, task)
+        outcome = outcome_of(error, task)
         record_outcome(task.run_dir, outcome)
     shutil.rmtree(Path(task.run_dir) / "ray" / task.attempt, ignore_errors=True)
     return _result(task, outcome)
@@ -366,7 +386,7 @@ def follow(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def _outcome_of(error: ray.train.TrainingFailedError | None, task: Task) -> Outcome:
+def outcome_of(error: Exception | None, task: Task) -> Outcome:
     """Return the outcome of an attempt whose workers left no record."""
     causes = [
         getattr(cause, "_base_exc", cause)  # what the worker raised, without Ray's wrapper

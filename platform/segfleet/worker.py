@@ -113,17 +113,27 @@ def train_worker(task_values: Mapping[str, Any]) -> None:
     What cannot get better by trying again (refused, diverged, oom, a defect) is recorded before it is raised:
     the group that Ray Train starts in place of the failed one finds the record and ends at once.
     """
-    task = Task(**task_values)
-    if read_outcome(task.run_dir, task.attempt) is not None:
-        return
+    execute(Task(**task_values), here(), report=ray.train.report)
+
+
+def here() -> Place:
+    """Return the place of this Ray Train worker."""
     context = ray.train.get_context()
-    place = Place(
+    return Place(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
+
+
+def execute(task: Task, place: Place, *, report: Report) -> None:
+    """Train as `train_worker`, wherever reports go; StoppedError passes through, and leaves no record."""
+    if read_outcome(task.run_dir, task.attempt) is not None:
+        return
     try:
-        train(task, place, report=ray.train.report)
+        train(task, place, report=report)
+    except StoppedError:
+        raise
     except Exception as error:
         reason = reason_of(error)
         if reason is None:
@@ -524,6 +534,10 @@ def message_of(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayTaskError):  # a remote traceback: its last line is the error
         return str(error).strip().splitlines()[-1]
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+class StoppedError(Exception):
+    """Who hears the reports ended the training: every worker raises it from the same report."""
 
 
 class _AgreedError(Exception):
