@@ -357,6 +357,13 @@ class SearchConfig:
     num_trials: int = 16
     """Total number of trials of the study, those of earlier calls counted in."""
 
+    extend: int = 0
+    """So many trials more than the study has, instead of num_trials; each call adds as many."""
+
+    narrow: tuple[str, ...] = ()
+    """Searches a part of the study's space in a study of its own that begins with the trials that lie in it:
+    base_lr=1e-3..1e-2, aux_loss_weight=0.2..0.6, crop_size=473,593 or a setting of space.also likewise."""
+
     sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
     """Who proposes: TPE (multivariate, constant liar), a Gaussian process, chance, or every point of a grid."""
 
@@ -386,7 +393,7 @@ class SearchConfig:
         for name in ("num_trials", "min_epochs", "grid_points"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1, but got {value}.")
-        for name in ("num_startup_trials", "max_concurrent_trials"):
+        for name in ("num_startup_trials", "max_concurrent_trials", "extend"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} must be 0 or more, but got {value}.")
         _require(

@@ -5,6 +5,7 @@ Tuner, finished trials are not run again and unfinished ones go on from their ch
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import shutil
@@ -27,8 +28,8 @@ from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_jso
 from segfleet.final_score import final_scores, split_for_trials
 from segfleet.scores import Scores
 from segfleet.search_report import draw_study, leaderboard_table
-from segfleet.space import dimensions
-from segfleet.study import Proposal, Reason, Study, TrialRecord
+from segfleet.space import dimensions, narrowed
+from segfleet.study import Proposal, Reason, Study, TrialRecord, exists
 from segfleet.trial import Trial
 
 NUM_PANEL_IMAGES = 6
@@ -82,7 +83,7 @@ def run_search(config: SearchConfig) -> SearchResult:
     """
     config = replace(config, training=trainer.resolve(config.training))
     asked, val_split = config, config.training.data.val_split
-    dimensions(config.space, config.training)
+    dimensions(narrowed(config.space, config.training, config.narrow), config.training)
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.joined(config.training))
         trainer.check_data(config.training)
@@ -95,7 +96,8 @@ def run_search(config: SearchConfig) -> SearchResult:
         if training.tracking.registered_model_name:
             registry.check_name(training.tracking.registered_model_name)
         stack.enter_context(cluster.connect(training.tracking.storage_dir, has_dashboard=True))
-        study = Study(config, store_digest=store.digest)
+        study = _study(config, store.digest)
+        config = study.config
         run_id = tracking.open_run(
             training.tracking,
             run_name=f"study {study.name}",
@@ -110,6 +112,29 @@ def run_search(config: SearchConfig) -> SearchResult:
         num_trained = _execute(config, study, store, run_id)
         package = _package(config, study, store, val_split)
     return _conclude(config, study, store, run_id, package, num_trained=num_trained)
+
+
+def _study(config: SearchConfig, store_digest: str) -> Study:
+    """Return the study to search in: the named one, or the child of it that `config.narrow` asks for."""
+    if not config.narrow:
+        return Study(config, store_digest=store_digest)
+    whole = replace(config, narrow=())
+    if not exists(whole):
+        raise InputError(
+            f"narrow must be given with a study that has trials to begin with, but there is no study {config.study!r}. "
+            "Search it first without narrow."
+        )
+    space = narrowed(config.space, config.training, config.narrow)
+    parent = Study(whole, store_digest=store_digest)
+    part = hashlib.sha256(json.dumps(sorted(config.narrow)).encode()).hexdigest()[:6]
+    child = Study(replace(whole, space=space, study=f"{config.study}-{part}"), store_digest=store_digest)
+    num_inherited = child.inherit(parent)
+    print(
+        f"study {child.name}: the part {', '.join(config.narrow)} of {parent.name}, begun with {num_inherited} of its "
+        f"{len(parent.trials())} trials",
+        flush=True,
+    )
+    return child
 
 
 def print_search(result: SearchResult) -> int:
@@ -250,15 +275,13 @@ def _execute(config: SearchConfig, study: Study, store: Store, parent_run_id: st
     waiting = study.unfinished()
     num_trials = len(waiting) + study.num_left()
     if num_trials == 0:
-        print(
-            f"study {study.name}: all {config.num_trials} trials are finished, nothing to train", flush=True
-        )
+        print(f"study {study.name}: all {study.num_wanted} trials are finished, nothing to train", flush=True)
         return 0
     num_concurrent = cluster.max_concurrent_trials(config.training)
     if config.max_concurrent_trials:
         num_concurrent = min(num_concurrent, config.max_concurrent_trials)
     print(
-        f"study {study.name}: {num_trials} of {config.num_trials} trials to train ({len(waiting)} resumed), "
+        f"study {study.name}: {num_trials} of {study.num_wanted} trials to train ({len(waiting)} resumed), "
         f"{num_concurrent} at a time, {config.training.workers.num_workers} workers each",
         flush=True,
     )

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pspnet.errors import InputError
@@ -77,6 +77,40 @@ def dimensions(space: SpaceConfig, base: TrainingConfig) -> list[Dimension]:
     return own + more
 
 
+def narrowed(space: SpaceConfig, base: TrainingConfig, narrow: Sequence[str]) -> SpaceConfig:
+    """Return the part of `space` that `narrow` names; InputError where it is not a part."""
+    by_name = {dimension.name: dimension for dimension in dimensions(space, base)}
+    changes: dict[str, Any] = {}
+    also = {text.partition("=")[0]: text for text in space.also}
+    for text in narrow:
+        name, _, values = text.partition("=")
+        if name not in by_name:
+            raise InputError(
+                f"narrow must name what the study varies, but got {name!r}. There are: {', '.join(by_name)}."
+            )
+        kind = by_name[name].kind
+        path = by_name[name].path
+        part = _parsed_values(path, kind, values, flat(base)[path], text)
+        if not all(_is_in(by_name[name], end) for end in part.ends()):
+            raise InputError(
+                f"narrow must name a part of what the study varies, but {text!r} goes beyond its "
+                f"{' to '.join(map(str, by_name[name].ends()))}. Give a part of that, or begin another study."
+            )
+        if name in also:
+            also[name] = f"{name}={kind}:{values}"
+        elif name == "crop_size":
+            changes["crop_sizes"] = tuple(part.choices)
+        else:
+            changes |= {f"min_{name}": part.low, f"max_{name}": part.high}
+    return replace(space, **changes, also=tuple(also.values()))
+
+
+def _is_in(dimension: Dimension, value: Value) -> bool:
+    if dimension.kind == "choice":
+        return value in dimension.choices
+    return isinstance(value, int | float) and dimension.low <= value <= dimension.high
+
+
 def _parsed(text: str, settings: Mapping[str, Any]) -> Dimension:
     path, _, values = text.partition("=")
     kind, _, values = values.partition(":")
@@ -95,10 +129,15 @@ def _parsed(text: str, settings: Mapping[str, Any]) -> Dimension:
             f"space.also must leave alone what trials are compared on, but got {path}. Give it as a flag, for all "
             "trials."
         )
+    if kind == "choice" and len(set(values.split(","))) < len(values.split(",")):
+        raise InputError(f"A choice must have different values, but got {text!r}. Leave the second one out.")
+    return _parsed_values(path, kind, values, settings[path], text)
+
+
+def _parsed_values(path: str, kind: str, values: str, present: Any, text: str) -> Dimension:
+    """Return the dimension whose values, as `text` writes them, are of the type of the setting's present value."""
     if kind == "choice":
-        choices = tuple(_value(word, settings[path]) for word in values.split(","))
-        if len(set(choices)) < 2:
-            raise InputError(f"A choice must have two values or more, but got {text!r}.")
+        choices = tuple(_value(word, present) for word in values.split(","))
         return Dimension(path=path, name=path, kind="choice", choices=choices)
     low, is_range, high = values.partition("..")
     try:
@@ -107,11 +146,11 @@ def _parsed(text: str, settings: Mapping[str, Any]) -> Dimension:
         is_range = ""
     if kind not in ("log", "linear") or not is_range:
         raise InputError(f"space.also must be written {_NOTATION}, but got {text!r}.")
-    is_number = isinstance(settings[path], int | float) and not isinstance(settings[path], bool)
+    is_number = isinstance(present, int | float) and not isinstance(present, bool)
     if not is_number or not limits[0] <= limits[1] or (kind == "log" and limits[0] <= 0):
         raise InputError(
             f"A range must be of a number, with low <= high, above 0 on a log scale, but got {text!r} for the value "
-            f"{settings[path]!r}."
+            f"{present!r}."
         )
     return Dimension(
         path=path,
@@ -119,7 +158,7 @@ def _parsed(text: str, settings: Mapping[str, Any]) -> Dimension:
         kind="log" if kind == "log" else "linear",
         low=limits[0],
         high=limits[1],
-        is_integer=isinstance(settings[path], int),
+        is_integer=isinstance(present, int),
     )
 
 

@@ -125,6 +125,15 @@ def decide_median(study: optuna.Study, trial: optuna.trial.FrozenTrial, *, min_e
 
 
 _FINAL_SCORES = "final_scores_"
+_INHERITED = "inherited_from"
+"""Attribute of a trial that another study ran: its number there."""
+
+
+def exists(config: SearchConfig) -> bool:
+    """Return whether the study that `config` names has been begun."""
+    if not config.study_storage and not _journal(config).is_file():
+        return False
+    return config.study in optuna.get_all_study_names(_storage(config))
 
 
 class Study:
@@ -145,6 +154,12 @@ class Study:
             load_if_exists=True,
         )
         self._join(_fingerprint(config, store_digest))
+        self._num_at_start = self._num_own()
+
+    @property
+    def config(self) -> SearchConfig:
+        """The search that the study is of."""
+        return self._config
 
     @property
     def name(self) -> str:
@@ -175,13 +190,54 @@ class Study:
             for trial in running
         ]
 
-    def num_left(self) -> int:
-        """Return how many trials may still be asked for; a grid has no more than its points."""
-        num_wanted = self._config.num_trials
+    @property
+    def num_wanted(self) -> int:
+        """How many trials of its own the study is to have; a grid has no more than its points."""
+        num_wanted = (
+            self._num_at_start + self._config.extend if self._config.extend else self._config.num_trials
+        )
         if self._config.sampler == "grid":
             sizes = [len(dimension.grid(self._config.grid_points)) for dimension in self._dimensions]
             num_wanted = min(num_wanted, math.prod(sizes))
-        return max(0, num_wanted - len(self._study.get_trials(deepcopy=False)))
+        return num_wanted
+
+    def num_left(self) -> int:
+        """Return how many trials may still be asked for."""
+        return max(0, self.num_wanted - self._num_own())
+
+    def inherit(self, parent: "Study") -> int:
+        """Take over the parent's ended trials that lie in this study's space, each once; return how many it has.
+
+        They count as trials that the sampler and the scheduler know, not as trials of this study's own.
+        """
+        known = {trial.attributes.get(_INHERITED) for trial in self.trials()}
+        distributions = {dimension.name: _distribution(dimension) for dimension in self._dimensions}
+        scores = parent.final_scores()
+        for trial in parent._study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+        ):
+            if trial.number in known or not all(
+                name in trial.params and _holds(distribution, trial.params[name])
+                for name, distribution in distributions.items()
+            ):
+                continue
+            detail = f"trial {trial.number} of {parent.name}: {trial.user_attrs.get('detail', '')}"
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    state=trial.state,
+                    value=trial.value,
+                    params={name: trial.params[name] for name in distributions},
+                    distributions=distributions,
+                    user_attrs=trial.user_attrs | {_INHERITED: trial.number, "detail": detail},
+                    intermediate_values=trial.intermediate_values,
+                )
+            )
+            if trial.number in scores:
+                self.note_final_scores(len(self._study.get_trials(deepcopy=False)) - 1, scores[trial.number])
+        return sum(_INHERITED in trial.attributes for trial in self.trials())
+
+    def _num_own(self) -> int:
+        return sum(_INHERITED not in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
 
     def ask(self) -> Proposal:
         """Propose a new point, and store it before anything trains."""
@@ -304,6 +360,8 @@ def _fingerprint(config: SearchConfig, store_digest: str) -> dict[str, Any]:
         "study",
         "study_storage",
         "num_trials",
+        "extend",
+        "narrow",
         "max_concurrent_trials",
         "sampler",
         "num_startup_trials",
@@ -323,9 +381,13 @@ def _fingerprint(config: SearchConfig, store_digest: str) -> dict[str, Any]:
 def _storage(config: SearchConfig) -> optuna.storages.BaseStorage | str:
     if config.study_storage:
         return config.study_storage
-    path = Path(config.training.tracking.storage_dir) / config.study / "study.journal"
+    path = _journal(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _journal(config: SearchConfig) -> Path:
+    return Path(config.training.tracking.storage_dir) / config.study / "study.journal"
 
 
 def _sampler(config: SearchConfig, space: Sequence[Dimension], *, number: int) -> optuna.samplers.BaseSampler:
@@ -357,6 +419,24 @@ def _suggested(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
     if dimension.is_integer:
         return trial.suggest_int(dimension.name, int(dimension.low), int(dimension.high), log=is_log)
     return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=is_log)
+
+
+def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    if dimension.kind == "choice":
+        return optuna.distributions.CategoricalDistribution(dimension.choices)
+    is_log = dimension.kind == "log"
+    if dimension.is_integer:
+        return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=is_log)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=is_log)
+
+
+def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(
+        distribution, optuna.distributions.IntDistribution | optuna.distributions.FloatDistribution
+    )
+    return bool(distribution.low <= value <= distribution.high)
 
 
 def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:

@@ -57,7 +57,7 @@ def test_any_setting_is_varied_within_its_limits(config: SearchConfig) -> None:
         ("optim.weight_decay=1e-3", "must be written"),
         ("optim.weight_decay=log:a..b", "must be written"),
         ("optim.momentum=linear:0..2", "momentum"),
-        ("model.backbone=choice:resnet18", "two values"),
+        ("model.backbone=choice:resnet18,resnet18", "different values"),
         ("model.backbone=choice:resnet18,vgg", "vgg"),
         ("model.backbone=linear:1..2", "of a number"),
         ("schedule.num_epochs=linear:1..2", "compared on"),

@@ -1,6 +1,7 @@
 """Laws of the study: what it stores survives the process, and ASHA's decisions are Ray Tune's."""
 
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from pspnet.errors import InputError
 from segfleet.config import SearchConfig, SpaceConfig, override
 from segfleet.presets import search_preset
+from segfleet.space import narrowed
 from segfleet.study import Study, decide_rung, rungs
 
 
@@ -147,3 +149,87 @@ def test_the_leaderboard_puts_complete_trials_first(config: SearchConfig) -> Non
         study.report(number, epoch=1, miou=miou)
         study.finish(number, reason, "")  # type: ignore[arg-type]
     assert [trial.number for trial in study.leaderboard()] == [2, 0, 1]
+
+
+def trained(study: Study, miou: float) -> int:
+    number = study.ask().number
+    study.report(number, epoch=1, miou=miou)
+    study.finish(number, "complete", "1 epochs")
+    return number
+
+
+def test_extend_adds_to_what_is_there_and_num_trials_is_the_total(config: SearchConfig) -> None:
+    config = replace(config, num_trials=2)
+    study = Study(config, store_digest="d")
+    assert study.num_left() == 2
+    for _ in range(2):
+        trained(study, 0.5)
+    assert Study(config, store_digest="d").num_left() == 0
+    longer = Study(replace(config, extend=3), store_digest="d")
+    assert (longer.num_wanted, longer.num_left()) == (5, 3)
+    trained(longer, 0.5)
+    assert (longer.num_wanted, longer.num_left()) == (5, 2)
+
+
+def test_a_child_begins_with_the_parents_trials_in_its_part_of_the_space(config: SearchConfig) -> None:
+    config = replace(config, num_trials=12)
+    parent = Study(config, store_digest="d")
+    for number in range(12):
+        trained(parent, 0.3 + number / 100)
+    running = parent.ask().number
+    rates = [trial.changes["optim.base_lr"] for trial in parent.trials()]
+    low, high = sorted(rates)[3], sorted(rates)[8]
+    part = (f"base_lr={low}..{high}", f"crop_size={config.space.crop_sizes[0]}")
+    space = narrowed(config.space, config.training, part)
+    inside = [
+        trial
+        for trial in parent.trials()
+        if trial.number != running
+        and low <= trial.changes["optim.base_lr"] <= high
+        and trial.changes["data.crop_size"] == config.space.crop_sizes[0]
+    ]
+    assert 0 < len(inside) < 6
+    parent.note_final_scores(inside[0].number, {"miou": 0.25})
+    child_config = replace(config, space=space, study="s-part", num_trials=4)
+    child = Study(child_config, store_digest="d")
+    assert child.inherit(parent) == len(inside)
+    assert child.inherit(parent) == len(inside)
+    found = child.trials()
+    assert [trial.changes for trial in found] == [trial.changes for trial in inside]
+    assert [trial.miou for trial in found] == [trial.miou for trial in inside]
+    assert found[0].detail == f"trial {inside[0].number} of s: 1 epochs"
+    assert child.final_scores() == {0: {"miou": 0.25}}
+    assert child.num_left() == 4
+    for _ in range(4):
+        number = trained(child, 0.9)
+        point = child.trials()[number].changes
+        assert low <= point["optim.base_lr"] <= high
+        assert point["data.crop_size"] == config.space.crop_sizes[0]
+    assert child.num_left() == 0
+    assert Study(child_config, store_digest="d").num_left() == 0
+    assert child.best().number >= len(inside)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("lr=1e-3..1e-2", "narrow must name what the study varies, but got 'lr'"),
+        ("base_lr=1e-9..1e-2", "goes beyond its"),
+        ("base_lr=1e-2", "base_lr=1e-2"),
+        ("crop_size=1001", "goes beyond its"),
+        ("crop_size=wide", "goes beyond its"),
+        ("optim.weight_decay=1e-7..1e-3", "goes beyond its 1e-05 to 0.001"),
+    ],
+)
+def test_what_is_no_part_of_the_space_is_refused(config: SearchConfig, part: str, said: str) -> None:
+    space = replace(config.space, also=("optim.weight_decay=log:1e-5..1e-3",))
+    with pytest.raises(InputError, match=re.escape(said)):
+        narrowed(space, config.training, (part,))
+
+
+def test_a_part_of_another_setting_keeps_its_scale(config: SearchConfig) -> None:
+    space = replace(
+        config.space, also=("optim.weight_decay=log:1e-5..1e-3", "model.backbone=choice:resnet18,resnet50")
+    )
+    part = narrowed(space, config.training, ("optim.weight_decay=1e-4..1e-3", "model.backbone=resnet18"))
+    assert part.also == ("optim.weight_decay=log:1e-4..1e-3", "model.backbone=choice:resnet18")
