@@ -6,12 +6,12 @@ from pathlib import Path
 from pspnet.store import Store
 from segfleet.cli import parse_options, run_job
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.protocol import ViewOptions
 from segfleet.registry import fetch
-from segfleet.scores import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ViewOptions):
     """What is scored on what, and how."""
 
     model: str
@@ -22,15 +22,6 @@ class Options:
 
     split: str = "val"
     """Split of the store; all of its labelled images are scored."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """Scales at which each image is seen; the predictions are averaged."""
-
-    flip: bool = False
-    """See the mirror image, too, and average."""
-
-    window: int = 0
-    """Side of a sliding window in pixels (stride 2/3), best the training's crop_size; 0 for whole images."""
 
     output: Path = Path("evaluation")
     """Folder for scores.json, confusion_matrix.png, worst.png and best.png."""
@@ -46,14 +37,8 @@ def main() -> None:
     """Print the IoU of each class, the means and the protocol, and where the pictures are."""
     options = parse_options(Options, description=__doc__ or "")
     store = Store.open(options.store)
-    protocol = Protocol(
-        store_digest=store.digest,
-        split=options.split,
-        scales=options.scales,
-        flip=options.flip,
-        window=options.window,
-    )
     model = fetch(options.model, tracking_uri=options.tracking_uri)
+    protocol = options.protocol_on(store.digest, options.split, crop_size=model.crop_size)
     evaluation = evaluate_model(model, store, protocol)
     paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
     print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -17,8 +16,9 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.store import Split, Store
 from segfleet.checkpoint import finite
 from segfleet.progress import tracked
+from segfleet.protocol import Protocol
 from segfleet.registry import SegmentationModel
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 SCORES_FILE = "scores.json"
 
@@ -60,7 +60,7 @@ def confusion_of(
     """Return the confusion counts of these labelled images of the protocol's split, which is `split`."""
     total = ConfusionMatrix(model.class_table.num_classes)
     for index in indices:
-        prediction = torch.from_numpy(_prediction(model, split, index, protocol))
+        prediction = torch.from_numpy(model.predict_as(split.image(index), protocol))
         total.update(prediction, torch.tensor(split.label(index)))
     return total
 
@@ -94,6 +94,7 @@ def write_evaluation(
         "model": model.source,
         "scores": scores.to_dict(),
         "protocol": str(scores.protocol),
+        "protocol_digest": scores.protocol.digest,
         "images": {split.name(index): evaluation.image_miou[index] for index in ranked},
         "confusion": evaluation.confusion.tolist(),
     }
@@ -117,7 +118,7 @@ def scores_table(scores: Scores) -> str:
         f"{'mIoU':<{width}}  {scores.miou:.4f}",
         f"{'mean accuracy':<{width}}  {scores.mean_accuracy:.4f}",
         f"{'pixel accuracy':<{width}}  {scores.pixel_accuracy:.4f}",
-        f"{'protocol':<{width}}  {scores.protocol}",
+        f"{'protocol':<{width}}  {scores.protocol.digest}: {scores.protocol}",
     ]
     return "\n".join(lines)
 
@@ -137,18 +138,8 @@ def check_classes(model: SegmentationModel, store: Store) -> None:
     )
 
 
-def _prediction(model: SegmentationModel, split: Split, index: int, protocol: Protocol) -> np.ndarray:
-    return model.predict(
-        split.image(index),
-        flip=protocol.flip,
-        scales=protocol.scales,
-        window=protocol.window,
-        precision=protocol.precision,
-    )
-
-
 def _panel(model: SegmentationModel, split: Split, indices: Sequence[int], evaluation: Evaluation) -> Image:
     protocol = evaluation.scores.protocol
-    rows = [(split.image(i), split.label(i), _prediction(model, split, i, protocol)) for i in indices]
+    rows = [(split.image(i), split.label(i), model.predict_as(split.image(i), protocol)) for i in indices]
     titles = [f"{split.name(i)}  mIoU {evaluation.image_miou[i]:.3f}" for i in indices]
     return panel(rows, model.class_table, titles)

@@ -13,8 +13,9 @@ from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import SearchConfig, TrainingConfig, WorkersConfig, override
 from segfleet.evaluation import confusion_of, scores_of
+from segfleet.protocol import Protocol
 from segfleet.registry import load_package
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 
 def split_for_trials(config: SearchConfig, store: Store) -> SearchConfig:
@@ -37,13 +38,18 @@ def split_for_trials(config: SearchConfig, store: Store) -> SearchConfig:
     return replace(config, training=override(config.training, changes))
 
 
+def final_protocol(config: TrainingConfig, store: Store, split: str) -> Protocol:
+    """Return how the winner is scored: whole images at one scale."""
+    return Protocol(store_digest=store.digest, split=split, precision=config.workers.precision)
+
+
 def final_scores(package: str, config: TrainingConfig, store: Store, split: str) -> Scores:
     """Score a model package on all labelled images of `split`: whole images, one scale, shared out to the cluster.
 
     The counts are whole numbers, so that the scores do not depend on how many share them. The package must lie
     where every node sees it. Needs a connection to Ray.
     """
-    protocol = Protocol(store_digest=store.digest, split=split, precision=config.workers.precision)
+    protocol = final_protocol(config, store, split)
     workers = config.workers
     num_shares = cluster.max_concurrent_trials(config) * workers.num_workers
     count = ray.remote(

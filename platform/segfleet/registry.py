@@ -31,13 +31,14 @@ import safetensors.torch
 import torch
 
 from pspnet.errors import InputError
-from pspnet.inference import predict
+from pspnet.inference import Average, Precision, predict
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
 from segfleet import tracking
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.config import TrackingConfig
-from segfleet.scores import Protocol, Scores
+from segfleet.protocol import Protocol, Views
+from segfleet.scores import Scores
 
 import mlflow.artifacts  # isort: skip  (after tracking, which sets MLflow's environment)
 from mlflow import MlflowClient  # isort: skip
@@ -86,9 +87,11 @@ class SegmentationModel:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
         window: int = 0,
-        precision: Any = "fp32",
+        stride: int = 0,
+        average: Average = "probabilities",
+        precision: Precision = "fp32",
     ) -> np.ndarray:
-        """Return the train id of each pixel of a uint8 image (h, w, 3); the options are a `Protocol`'s."""
+        """Return the train id of each pixel of a uint8 image (h, w, 3); the options are those of `Views`."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(
                 f"An image must be uint8 of shape (height, width, 3), but got {image.dtype} of shape "
@@ -104,8 +107,27 @@ class SegmentationModel:
             flip=flip,
             scales=tuple(scales),
             crop_size=window or None,
+            stride=stride or None,
+            average=average,
             precision=precision,
         )
+
+    def predict_as(self, image: np.ndarray, views: Views) -> np.ndarray:
+        """Return what `predict` does with the options of `views`."""
+        return self.predict(
+            image,
+            flip=views.flip,
+            scales=views.scales,
+            window=views.window,
+            stride=views.stride,
+            average=views.average,
+            precision=views.precision,
+        )
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the crops that it was trained on, which is what a sliding window should be."""
+        return int(self.info["config"]["data"]["crop_size"])
 
 
 def package_model(
@@ -361,7 +383,7 @@ def model_card(info: Mapping[str, Any]) -> str:
         protocol = Scores.from_dict(scores).protocol
         lines += [
             f"mIoU {scores['miou']:.4f}, mean accuracy {scores['mean_accuracy']:.4f}, pixel accuracy "
-            f"{scores['pixel_accuracy']:.4f} ({protocol}).",
+            f"{scores['pixel_accuracy']:.4f} (protocol {protocol.digest}: {protocol}).",
             "",
             "| class | IoU |",
             "| --- | --- |",
@@ -563,6 +585,7 @@ def _version_tags(info: Mapping[str, Any]) -> dict[str, str]:
         "mean_accuracy": f"{scores.mean_accuracy:.4f}",
         "pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
         "protocol": str(scores.protocol),
+        "protocol_digest": scores.protocol.digest,
     }
 
 

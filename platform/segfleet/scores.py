@@ -2,40 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How scores were measured; two mIoUs of different protocols are never compared."""
-
-    store_digest: str
-    """Digest of the ingested data set, which its labels and their train ids are part of."""
-
-    split: str
-    """Split of the store, all of its labelled images."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """The image is seen at each of these scales."""
-
-    flip: bool = False
-    """Whether the mirror image is seen, too."""
-
-    window: int = 0
-    """Side of the sliding window in pixels, moved by two thirds of it; 0 for the image as a whole."""
-
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast precision of the forward pass."""
-
-    def __str__(self) -> str:
-        parts = [
-            f"split {self.split} of store {self.store_digest[:12]}",
-            "single-scale" if self.scales == (1.0,) else f"scales {', '.join(map(str, self.scales))}",
-            "with flip" if self.flip else "without flip",
-            f"sliding window {self.window}, stride 2/3" if self.window else "whole image",
-            self.precision,
-        ]
-        return ", ".join(parts)
+from segfleet.protocol import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +21,9 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values; `from_dict` reads them back."""
-        values = asdict(self)
-        values["protocol"]["scales"] = list(self.protocol.scales)
-        return values
+        return {**asdict(self), "protocol": self.protocol.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scores":
         """Return the scores that `to_dict` wrote."""
-        protocol = {**values["protocol"], "scales": tuple(values["protocol"]["scales"])}
-        return cls(**{**values, "protocol": Protocol(**protocol)})
+        return cls(**{**values, "protocol": Protocol.from_dict(values["protocol"])})

@@ -12,8 +12,9 @@ from pspnet.errors import InputError
 from pspnet.labels import ClassTable
 from pspnet.store import Store, publish_store, write_shard
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.protocol import Protocol
 from segfleet.registry import SegmentationModel, load_package, package_model
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +88,3 @@ def test_a_store_with_other_classes_is_refused(
     other = Store.open(tmp_path / "store")
     with pytest.raises(InputError, match=r"has 3 classes and .* has 2"):
         evaluate_model(model, other, protocol(other))
-
-
-def test_flip_and_windows_are_part_of_the_protocol(store: Store) -> None:
-    text = str(Protocol(store_digest=store.digest, split="val", flip=True, window=129, scales=(0.5, 1.0)))
-    assert "with flip" in text
-    assert "sliding window 129" in text
-    assert "scales 0.5, 1.0" in text

@@ -20,8 +20,9 @@ from pspnet.model import PSPNet
 from segfleet import registry, tracking
 from segfleet.checkpoint import load_checkpoint
 from segfleet.config import TrackingConfig
+from segfleet.protocol import Protocol
 from segfleet.registry import DamagedPackageError, fetch, load_package, package_model, register
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates

@@ -21,7 +21,8 @@ from segfleet.checkpoint import load_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
 from segfleet.evaluation import evaluate_model
 from segfleet.final_score import split_for_trials
-from segfleet.scores import Protocol, Scores
+from segfleet.protocol import Protocol
+from segfleet.scores import Scores
 from segfleet.selection import choose_selection
 from segfleet.study import Study
 
