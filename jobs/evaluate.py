@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pspnet.store import Store
+from segfleet import cluster
 from segfleet.cli import parse_options, run_job
+from segfleet.config import WorkersConfig
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.parallel_evaluation import evaluate_on_cluster
 from segfleet.protocol import ViewOptions
 from segfleet.registry import fetch
 
@@ -23,8 +26,20 @@ class Options(ViewOptions):
     split: str = "val"
     """Split of the store; all of its labelled images are scored."""
 
+    boundaries: bool = False
+    """Also score how well the outlines of the classes are met (boundary F-score): about a second an image."""
+
+    num_workers: int = 1
+    """Processes that share the images, on the cluster of RAY_ADDRESS or this machine; 1 needs no Ray."""
+
+    cpus_per_worker: int = 1
+    """CPUs reserved for, and threads used by, each of several workers."""
+
+    use_gpu: bool = False
+    """One GPU for each of several workers. A single one takes the first GPU that is there."""
+
     output: Path = Path("evaluation")
-    """Folder for scores.json, confusion_matrix.png, worst.png and best.png."""
+    """Folder for scores.json, image_counts.npz, confusion_matrix.png, worst.png and best.png."""
 
     num_examples: int = 4
     """Images in each of the two panels."""
@@ -39,7 +54,16 @@ def main() -> None:
     store = Store.open(options.store)
     model = fetch(options.model, tracking_uri=options.tracking_uri)
     protocol = options.protocol_on(store.digest, options.split, crop_size=model.crop_size)
-    evaluation = evaluate_model(model, store, protocol)
+    if options.num_workers == 1:
+        evaluation = evaluate_model(model, store, protocol, has_boundaries=options.boundaries)
+    else:
+        workers = WorkersConfig(
+            num_workers=options.num_workers, cpus_per_worker=options.cpus_per_worker, use_gpu=options.use_gpu
+        )
+        with cluster.connect(options.output):
+            evaluation = evaluate_on_cluster(
+                model, store, protocol, workers=workers, has_boundaries=options.boundaries
+            )
     paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
     print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")
     print("\n".join(f"written  {path}" for path in paths))

@@ -17,7 +17,23 @@ class Scores:
     class_iou: dict[str, float | None] = field(default_factory=dict)
     """IoU of each class by name; None for a class neither in the labels nor predicted."""
 
+    category_iou: dict[str, float | None] = field(default_factory=dict)
+    """IoU of each category of classes; empty where the class table has none."""
+
+    boundary_f: dict[str, float | None] = field(default_factory=dict)
+    """Boundary F-score of each class (`segfleet.boundary`); empty where it was not asked for."""
+
     protocol: Protocol
+
+    @property
+    def category_miou(self) -> float | None:
+        """Mean of `category_iou` over the categories that have one."""
+        return _mean(self.category_iou)
+
+    @property
+    def mean_boundary_f(self) -> float | None:
+        """Mean of `boundary_f` over the classes that have one."""
+        return _mean(self.boundary_f)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values; `from_dict` reads them back."""
@@ -27,3 +43,8 @@ class Scores:
     def from_dict(cls, values: Mapping[str, Any]) -> "Scores":
         """Return the scores that `to_dict` wrote."""
         return cls(**{**values, "protocol": Protocol.from_dict(values["protocol"])})
+
+
+def _mean(values: Mapping[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return sum(known) / len(known) if known else None

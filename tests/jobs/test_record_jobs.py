@@ -64,8 +64,16 @@ def test_evaluate_prints_the_scores_and_their_protocol(
     assert code == 0
     for text in ("mIoU", "mean accuracy", "pixel accuracy", store.digest[:12], "single-scale", "whole image"):
         assert text in out
+    arguments = ("--model", model, "--store", store.path, "--tracking-uri", local.tracking_uri)
+    code, shared, _ = call(
+        "evaluate.py", *arguments, "--protocol", "semseg", "--boundaries", "True", "--num-workers", 2
+    )
+    assert code == 0
+    for text in ("boundary F-score", "with flip", "sliding window"):
+        assert text in shared
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
         "scores.json",
+        "image_counts.npz",
         "confusion_matrix.png",
         "worst.png",
         "best.png",
