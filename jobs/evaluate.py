@@ -11,6 +11,7 @@ from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
 from segfleet.parallel_evaluation import evaluate_on_cluster
 from segfleet.protocol import ViewOptions
 from segfleet.registry import fetch
+from segfleet.submission import write_submission
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class Options(ViewOptions):
     use_gpu: bool = False
     """One GPU for each of several workers. A single one takes the first GPU that is there."""
 
+    submission: Path | None = None
+    """Folder for what the Cityscapes server takes, PNGs of ids and submission.zip; nothing is scored then, and the
+    split needs no labels."""
+
     output: Path = Path("evaluation")
     """Folder for scores.json, image_counts.npz, confusion_matrix.png, worst.png and best.png."""
 
@@ -54,6 +59,10 @@ def main() -> None:
     store = Store.open(options.store)
     model = fetch(options.model, tracking_uri=options.tracking_uri)
     protocol = options.protocol_on(store.digest, options.split, crop_size=model.crop_size)
+    if options.submission is not None:
+        paths = write_submission(model, store, protocol, options.submission)
+        print(f"{len(paths) - 1} images segmented by {model.source}, {protocol}\nwritten  {paths[-1]}")
+        return
     if options.num_workers == 1:
         evaluation = evaluate_model(model, store, protocol, has_boundaries=options.boundaries)
     else:

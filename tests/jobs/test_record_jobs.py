@@ -80,6 +80,17 @@ def test_evaluate_prints_the_scores_and_their_protocol(
     }
 
 
+def test_a_submission_of_other_classes_than_cityscapes_is_one_plain_message(
+    call: Call, local: TrackingConfig, name: str, store: Store, tmp_path: Path
+) -> None:
+    model = ("--model", f"models:/{name}@challenger", "--tracking-uri", local.tracking_uri)
+    code, _, err = call("evaluate.py", *model, "--store", store.path, "--submission", "out")
+    assert code == 2
+    assert err.startswith("error: A submission to the Cityscapes server must be")
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("*"))
+
+
 @pytest.mark.slow
 def test_promote_refuses_with_3_and_promotes_with_0(
     call: Call, local: TrackingConfig, name: str, store: Store
