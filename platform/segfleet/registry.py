@@ -21,7 +21,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import safetensors.torch
 import torch
 
 from pspnet.errors import InputError
+from pspnet.folding import for_prediction
 from pspnet.inference import Average, Precision, predict
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
@@ -99,7 +100,7 @@ class SegmentationModel:
                 "Convert it to RGB."
             )
         return predict(
-            self.network,
+            self._predictor,
             image,
             mean=self.mean,
             std=self.std,
@@ -123,6 +124,11 @@ class SegmentationModel:
             average=views.average,
             precision=views.precision,
         )
+
+    @functools.cached_property
+    def _predictor(self) -> PSPNet:
+        """The network as it predicts fastest on this device."""
+        return for_prediction(self.network, self.device)
 
     @property
     def crop_size(self) -> int:
@@ -333,7 +339,7 @@ def fetch(
                 f"its {MODEL_FILE} differs. Register the model again."
             )
         model = load_package(package_dir, device=device)
-    return SegmentationModel(**{**vars(model), "source": f"models:/{name}/{version.version}"})
+    return replace(model, source=f"models:/{name}/{version.version}")
 
 
 def parse_model_uri(model_uri: str) -> tuple[str, str]:
