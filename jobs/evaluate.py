@@ -28,7 +28,7 @@ class Options(ViewOptions):
     """Split of the store; all of its labelled images are scored."""
 
     boundaries: bool = False
-    """Also score how well the outlines of the classes are met (boundary F-score): about a second an image."""
+    """Also score how well the outlines of the classes are met (boundary F-score): a tenth of a second an image."""
 
     num_workers: int = 1
     """Processes that share the images, on the cluster of RAY_ADDRESS or this machine; 1 needs no Ray."""

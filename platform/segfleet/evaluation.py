@@ -58,7 +58,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Score `model` on every labelled image of the protocol's split, one image after another.
 
-    With `has_boundaries` also by the boundary F-score, which costs about a second an image.
+    With `has_boundaries` also by the boundary F-score, which costs about a tenth of a second an image of Cityscapes.
     """
     check_classes(model, store)
     indices = tracked(labelled_images(store, protocol), f"evaluating {model.source} on {protocol.split}")
