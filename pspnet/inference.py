@@ -113,7 +113,7 @@ def predict_logits(
                 else:
                     seen = _windows_of_logits(model, scaled, crop_size, stride, (height, width), flip=flip)
             total += _resized(seen, height, width)[0]
-        return (total / len(scales)).clamp(min=torch.finfo(total.dtype).tiny).log()
+        return total.div_(len(scales)).clamp_(min=torch.finfo(total.dtype).tiny).log_()
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -166,8 +166,12 @@ def window_starts(size: int, crop_size: int, stride: int | None = None) -> list[
 
 def _probabilities(model: PSPNet, images: Tensor, *, flip: bool) -> Tensor:
     """Return the softmax, averaged with that of the mirror image where `flip` asks for it."""
-    seen = model(images).logits.softmax(1)
-    return (seen + model(images.flip(3)).logits.softmax(1).flip(3)) / 2 if flip else seen
+    # Softmax over channels that lie side by side in memory takes three times as long.
+    seen = model(images).logits.contiguous().softmax(1)
+    if flip:
+        seen += model(images.flip(3)).logits.contiguous().softmax(1).flip(3)
+        seen /= 2
+    return seen
 
 
 def _windows_of_probabilities(
@@ -199,7 +203,7 @@ def _slid(
     see: Callable[[Tensor], Tensor], images: Tensor, crop_size: int, stride: int | None, num_classes: int
 ) -> Tensor:
     """Return the average over the windows of what `see` returns for each; none is larger than the images."""
-    total = images.new_zeros(len(images), num_classes, *images.shape[2:])
+    total = torch.zeros(len(images), num_classes, *images.shape[2:], device=images.device)
     num_windows = images.new_zeros(images.shape[2:])
     for top, left in itertools.product(
         *(window_starts(size, crop_size, stride) for size in images.shape[2:])
@@ -207,7 +211,7 @@ def _slid(
         window = (..., slice(top, top + crop_size), slice(left, left + crop_size))
         total[window] += see(images[window])
         num_windows[window] += 1
-    return total / num_windows
+    return total.div_(num_windows)
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
