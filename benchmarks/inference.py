@@ -1,8 +1,9 @@
 """How fast is a picture segmented, and its confusion counted? segfleet against semseg's network, on one core.
 
-One thread, pinned to one core. All ways have the same weights, and their predictions are compared first. In each
-round all ways take their turn, so that a slow moment of the machine meets all of them; what counts is the median over
-the rounds of the ratio inside a round. The last line of output is JSON.
+One thread, pinned to one core, whose own time counts, not that of others on it. All ways have the same weights, and
+their predictions are compared first. In each round all ways take their turn, so that a slow moment of the machine
+meets all of them; what counts is the median over the rounds of the ratio inside a round. The last line of output is
+JSON.
 
     python benchmarks/inference.py --quick
     python benchmarks/inference.py --semseg DIR --cityscapes DIR --write benchmarks/README.md
@@ -64,6 +65,7 @@ def main() -> None:
     pairs, origin, _ = pictures(options.cityscapes)
     backbone = "resnet18" if options.quick else "resnet50"
     network = _calibrated(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs)
+    _fit_classifier(network, pairs)
     reference, what = _reference(network, None if options.quick else options.semseg)
     folded = for_prediction(network, "cpu")
     ways: dict[str, Way] = {
@@ -83,7 +85,8 @@ def main() -> None:
         ]
     confusion = _measure_confusion(pairs, num_rounds=20)
     conditions = [
-        f"{backbone} with deep stem, {NUM_CLASSES} classes, random weights, BatchNorm's statistics of pictures",
+        f"{backbone} with deep stem, {NUM_CLASSES} classes, random weights, BatchNorm's statistics and the "
+        "last layer fitted to pictures",
         f"reference: {what}",
         f"pictures: {origin}; a size that is not 8k + 1 is continued to it with the mean colour by every way",
         f"{' and '.join(str(len(one.rounds)) for one in measured)} rounds, core {core}, {versions()}",
@@ -140,6 +143,25 @@ def _calibrated(network: PSPNet, pairs: list[Pair]) -> PSPNet:
     with torch.no_grad():
         network.train()(torch.cat(crops))
     return network.eval()
+
+
+def _fit_classifier(network: PSPNet, pairs: list[Pair]) -> None:
+    """Fit the last layer to the labels of two crops, so that one class is preferred as clearly as after training."""
+    seen: list[Tensor] = []
+    hook = network.head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    wanted = []
+    with torch.no_grad():
+        for image, label in (pairs[0], pairs[-1]):
+            network(normalised(image[300:557, 900:1157], MEAN, STD, "cpu"))
+            wanted.append(torch.tensor(label[300:557:8, 900:1157:8]).long())
+    hook.remove()
+    features, target = torch.cat(seen), torch.stack(wanted)
+    optimizer = torch.optim.Adam(network.head.classifier.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        logits = network.head.classifier(features)
+        functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX).backward()
+        optimizer.step()
 
 
 class Plain(nn.Module):
@@ -222,9 +244,9 @@ def _measure(ways: dict[str, Way], image: np.ndarray, *, num_rounds: int) -> Mea
     for _ in range(num_rounds):
         seconds = {}
         for name, way in ways.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             way(image)
-            seconds[name] = time.perf_counter() - begun
+            seconds[name] = time.process_time() - begun
         rounds.append(seconds)
     return Measured(f"{image.shape[1]}×{image.shape[0]}", rounds, disagreement)
 
@@ -248,11 +270,11 @@ def _measure_confusion(pairs: list[Pair], *, num_rounds: int) -> list[tuple[floa
     assert np.array_equal(bincount(), ours())
     rounds = []
     for _ in range(num_rounds):
-        begun = time.perf_counter()
+        begun = time.process_time()
         bincount()
-        between = time.perf_counter()
+        between = time.process_time()
         ours()
-        rounds.append((between - begun, time.perf_counter() - between))
+        rounds.append((between - begun, time.process_time() - between))
     return rounds
 
 

@@ -22,11 +22,7 @@ def fold_batch_norm(model: PSPNet) -> PSPNet:
     folded = copy.deepcopy(model).eval()
     folded.aux_head = None
     for conv, norm in _pairs(folded):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        conv.weight, conv.bias = _fused(conv, norm)
         _replace(folded, norm, nn.Identity())
     for head in folded.modules():
         # Its convolution is computed in parts, never called as a module.
@@ -55,6 +51,18 @@ def for_prediction(model: PSPNet, device: torch.device | str) -> PSPNet:
             if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
                 module.dilation = (2, 2)
     return folded
+
+
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return the convolution's weight and bias with the BatchNorm in them, rounded once."""
+    dtype = conv.weight.dtype
+    conv, norm = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return nn.Parameter(weight.detach().to(dtype)), nn.Parameter(bias.detach().to(dtype))
 
 
 class _Shift(nn.Module):

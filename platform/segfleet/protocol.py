@@ -159,6 +159,9 @@ class ViewOptions:
     stride: int | None = None
     """Pixels from window to window; two thirds of the window where it is not given."""
 
+    average: Average | None = None
+    """What is averaged where windows overlap: probabilities (semseg) or logits (mmseg)."""
+
     precision: Precision = "fp32"
     """fp32, bf16 or fp16."""
 
@@ -171,7 +174,7 @@ class ViewOptions:
             flip=named.flip if self.flip is None else self.flip,
             window=named.window if self.window is None else self.window,
             stride=self.stride if self.stride is not None else named.stride if is_named_window else 0,
-            average=named.average,
+            average=self.average or ("logits" if self.protocol.startswith("mmseg") else "probabilities"),
             precision=self.precision,
         )
 

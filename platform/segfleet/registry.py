@@ -38,7 +38,7 @@ from pspnet.model import PSPNet
 from segfleet import tracking
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.config import TrackingConfig
-from segfleet.protocol import Protocol, Views
+from segfleet.protocol import Protocol, Views, protocol_tags
 from segfleet.scores import Scores
 
 import mlflow.artifacts  # isort: skip  (after tracking, which sets MLflow's environment)
@@ -517,7 +517,7 @@ def _log_model(
         experiment_id,
         name=name,
         source_run_id=run_id or None,
-        tags={PACKAGE_TAG: package_digest},
+        tags={PACKAGE_TAG: package_digest, **_protocol_tags(info)},
         params={f"architecture.{key}": str(value) for key, value in info["architecture"].items()},
         model_type="semantic segmentation",
     )
@@ -593,6 +593,10 @@ def _version_tags(info: Mapping[str, Any]) -> dict[str, str]:
         "protocol": str(scores.protocol),
         "protocol_digest": scores.protocol.digest,
     }
+
+
+def _protocol_tags(info: Mapping[str, Any]) -> dict[str, str]:
+    return protocol_tags(Scores.from_dict(info["scores"]).protocol) if info["scores"] else {}
 
 
 def _link_scores(client: MlflowClient, run_id: str, model: LoggedModel, info: Mapping[str, Any]) -> None:

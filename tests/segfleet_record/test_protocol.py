@@ -90,6 +90,9 @@ def test_flags_override_the_named_protocol() -> None:
     assert (views.flip, views.window, views.stride) == (False, 257, 172)
     assert (views.scales, views.precision) == ((2.0,), "bf16")
     assert ViewOptions(protocol="mmseg", stride=500).views(769).stride == 500
+    assert ViewOptions(protocol="mmseg", window=513).views(713).average == "logits"
+    assert ViewOptions(protocol="mmseg", average="probabilities").views(769).average == "probabilities"
+    assert ViewOptions(protocol="semseg", average="logits").views(713).average == "logits"
     assert ViewOptions(protocol="mmseg", window=0).views(769) == named_views("whole", 769)
     protocol = ViewOptions(protocol="semseg").protocol_on("d", "val", crop_size=713)
     assert protocol == dataclasses.replace(PLAIN, flip=True, window=713)

@@ -156,6 +156,14 @@ def test_a_version_belongs_to_its_run_and_carries_its_scores(
     assert version.run_id == run_id
     assert version.tags["miou"] == "0.5000"
     assert "whole image" in version.tags["protocol"]
+    measured = Scores.from_dict(
+        registry.fetch(
+            f"models:/{version.name}/{version.version}", tracking_uri=local.tracking_uri
+        ).info["scores"]
+    ).protocol
+    assert version.tags["protocol_digest"] == measured.digest
+    tags = client.get_logged_model(version.tags[registry.MODEL_ID_TAG]).tags
+    assert tags["segfleet.protocol_digest"] == measured.digest
     outputs = client.get_run(run_id).outputs
     assert outputs is not None
     assert [model.model_id for model in outputs.model_outputs] == [version.tags[registry.MODEL_ID_TAG]]
