@@ -8,7 +8,7 @@ SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow check format bench-data
+.PHONY: help install demo demo-stop test test-slow check format bench-data bench-inference
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -18,6 +18,7 @@ help:
 	@echo "make check      format, lint, types, import contracts, fast tests"
 	@echo "make format     put the code into the form that make check wants"
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
+	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
 install: $(INSTALLED)
@@ -58,3 +59,8 @@ bench-data: install
 	$(BIN)/python benchmarks/data_path.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 	$(BIN)/python benchmarks/ingest.py --write benchmarks/README.md $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES))
+
+bench-inference: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/inference.py --write benchmarks/README.md \
+	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))

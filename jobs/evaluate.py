@@ -4,14 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pspnet.store import Store
+from segfleet import cluster
 from segfleet.cli import parse_options, run_job
+from segfleet.config import WorkersConfig
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.parallel_evaluation import evaluate_on_cluster
+from segfleet.protocol import ViewOptions
 from segfleet.registry import fetch
-from segfleet.scores import Protocol
+from segfleet.submission import write_submission
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ViewOptions):
     """What is scored on what, and how."""
 
     model: str
@@ -23,17 +27,24 @@ class Options:
     split: str = "val"
     """Split of the store; all of its labelled images are scored."""
 
-    scales: tuple[float, ...] = (1.0,)
-    """Scales at which each image is seen; the predictions are averaged."""
+    boundaries: bool = False
+    """Also score how well the outlines of the classes are met (boundary F-score): a tenth of a second an image."""
 
-    flip: bool = False
-    """See the mirror image, too, and average."""
+    num_workers: int = 1
+    """Processes that share the images, on the cluster of RAY_ADDRESS or this machine; 1 needs no Ray."""
 
-    window: int = 0
-    """Side of a sliding window in pixels (stride 2/3), best the training's crop_size; 0 for whole images."""
+    cpus_per_worker: int = 1
+    """CPUs reserved for, and threads used by, each of several workers."""
+
+    use_gpu: bool = False
+    """One GPU for each of several workers. A single one takes the first GPU that is there."""
+
+    submission: Path | None = None
+    """Folder for what the Cityscapes server takes, PNGs of ids and submission.zip; nothing is scored then, and the
+    split needs no labels."""
 
     output: Path = Path("evaluation")
-    """Folder for scores.json, confusion_matrix.png, worst.png and best.png."""
+    """Folder for scores.json, image_counts.npz, confusion_matrix.png, worst.png and best.png."""
 
     num_examples: int = 4
     """Images in each of the two panels."""
@@ -46,15 +57,22 @@ def main() -> None:
     """Print the IoU of each class, the means and the protocol, and where the pictures are."""
     options = parse_options(Options, description=__doc__ or "")
     store = Store.open(options.store)
-    protocol = Protocol(
-        store_digest=store.digest,
-        split=options.split,
-        scales=options.scales,
-        flip=options.flip,
-        window=options.window,
-    )
     model = fetch(options.model, tracking_uri=options.tracking_uri)
-    evaluation = evaluate_model(model, store, protocol)
+    protocol = options.protocol_on(store.digest, options.split, crop_size=model.crop_size)
+    if options.submission is not None:
+        paths = write_submission(model, store, protocol, options.submission)
+        print(f"{len(paths) - 1} images segmented by {model.source}, {protocol}\nwritten  {paths[-1]}")
+        return
+    if options.num_workers == 1:
+        evaluation = evaluate_model(model, store, protocol, has_boundaries=options.boundaries)
+    else:
+        workers = WorkersConfig(
+            num_workers=options.num_workers, cpus_per_worker=options.cpus_per_worker, use_gpu=options.use_gpu
+        )
+        with cluster.connect(options.output):
+            evaluation = evaluate_on_cluster(
+                model, store, protocol, workers=workers, has_boundaries=options.boundaries
+            )
     paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
     print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")
     print("\n".join(f"written  {path}" for path in paths))

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from segfleet.cli import parse_options, run_job
 from segfleet.prediction import predict_folder
+from segfleet.protocol import ViewOptions
 from segfleet.registry import fetch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ViewOptions):
     """Which model, which pictures, and where the results go."""
 
     model: str
@@ -21,15 +22,6 @@ class Options:
 
     output: Path
     """Folder for <name>_label.png (class ids), <name>_overlay.png and class_areas.csv."""
-
-    window: int = 0
-    """Side of a sliding window in pixels (stride 2/3), best the training's crop_size; 0 for whole ones."""
-
-    flip: bool = False
-    """See the mirror image, too, and average: twice the time, a little better."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """Scales at which each picture is seen; the predictions are averaged."""
 
     tracking_uri: str = ""
     """MLflow server or database of the registry; empty takes MLFLOW_TRACKING_URI, else runs/mlflow.db."""
@@ -43,9 +35,7 @@ def main() -> None:
         model,
         options.input,
         options.output,
-        flip=options.flip,
-        scales=options.scales,
-        window=options.window,
+        views=options.views(model.crop_size),
     )
     for path, reason in report.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)

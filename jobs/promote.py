@@ -11,12 +11,12 @@ from pspnet.store import Store
 from segfleet.cli import parse_options, run_job
 from segfleet.config import TrackingConfig
 from segfleet.promotion import comparison_table, promote
-from segfleet.scores import Protocol
+from segfleet.protocol import ViewOptions
 from segfleet.tracking import resolve_uri
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ViewOptions):
     """Which model, measured on what, and how much better it must be."""
 
     name: str
@@ -30,15 +30,6 @@ class Options:
 
     min_gain: float = 0.01
     """Least gain in mIoU; three repeats of one training differ by 0.013 on Cityscapes."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """Scales at which each image is seen; the predictions are averaged."""
-
-    flip: bool = False
-    """See the mirror image, too, and average."""
-
-    window: int = 0
-    """Side of a sliding window in pixels (stride 2/3); 0 for whole images."""
 
     dry_run: bool = False
     """Compare and say, but change nothing."""
@@ -55,24 +46,19 @@ def main() -> int:
         resolve_uri(TrackingConfig(tracking_uri=options.tracking_uri)),
         options.name,
         store=store,
-        protocol=Protocol(
-            store_digest=store.digest,
-            split=options.split,
-            scales=options.scales,
-            flip=options.flip,
-            window=options.window,
-        ),
+        split=options.split,
+        views=options,
         min_gain=options.min_gain,
         dry_run=options.dry_run,
     )
-    decision = report.promotion
+    decision, protocol = report.promotion, report.challenger.protocol
     if report.challenger_version == report.champion_version:
         verb = "stays"
     elif decision.promote:
         verb = "promoted" if report.is_executed else "would be promoted"
     else:
         verb = "refused"
-    print(f"\n{comparison_table(report)}\n\nprotocol  {report.challenger.protocol}")
+    print(f"\n{comparison_table(report)}\n\nprotocol  {protocol.digest}: {protocol}")
     print(f"{options.name} version {report.challenger_version} {verb}: {decision.reason}")
     return 0 if decision.promote else 3
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data import Batch
+from pspnet.folding import for_prediction
 from pspnet.inference import Precision, autocast, predict
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
@@ -167,10 +168,8 @@ def evaluate(
     The same on any number of workers, since every image is predicted alone and counts are integers, as long
     as their networks agree in BatchNorm's running statistics too. Images may differ in size.
     """
-    network = unwrapped(model)
+    network = for_prediction(unwrapped(model), device)
     confusion = ConfusionMatrix(network.num_classes, device)
-    was_training = network.training
-    network.eval()
     for index in indices:
         label = split.label(index)
         if label is None:
@@ -179,7 +178,6 @@ def evaluate(
             network, split.image(index), mean=mean, std=std, device=device, precision=precision
         )
         confusion.update(torch.from_numpy(prediction), torch.tensor(label))
-    network.train(was_training)
     confusion.all_reduce()
     return confusion
 

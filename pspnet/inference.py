@@ -5,8 +5,10 @@ Axes: n images, c classes, h w pixels of the image, fh fw cells of the logits.
 
 # ruff: noqa: F722
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from pspnet.model import PSPNet, upsampled
 from pspnet.transforms import normalise
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Average = Literal["probabilities", "logits"]
 
 
 def predict(
@@ -33,6 +36,8 @@ def predict(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
     crop_size: int | None = None,
+    stride: int | None = None,
+    average: Average = "probabilities",
     precision: Precision = "fp32",
 ) -> UInt8[np.ndarray, "h w"]:
     """Return the train id of each pixel; the options are those of `predict_logits`, whose argmax this is."""
@@ -47,6 +52,8 @@ def predict(
             flip=flip,
             scales=scales,
             crop_size=crop_size,
+            stride=stride,
+            average=average,
             precision=precision,
         )
         return logits.argmax(0).to(torch.uint8).cpu().numpy()
@@ -67,17 +74,28 @@ def predict_logits(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
     crop_size: int | None = None,
+    stride: int | None = None,
+    average: Average = "probabilities",
     precision: Precision = "fp32",
 ) -> Float[Tensor, "c h w"]:
     """Return logits whose softmax is the mean of the softmax of all views of the image.
 
     A view is the image resized by one of `scales`, and its mirror image with `flip`, seen whole or, with
-    `crop_size`, by windows of that side, a third of which overlaps; there their softmax is averaged.
+    `crop_size`, by windows of that side, one every `stride` pixels (two thirds of the side unless said) and the
+    last flush with the end. Where windows overlap, `average` says what is averaged:
+
+    probabilities: as semseg's tool/test.py does. Each window, and its own mirror image, is seen and its softmax
+    averaged; an image smaller than a window is continued with the mean colour on all sides; the probabilities
+    of a scale are resized to the image, bilinearly.
+    logits: as mmsegmentation's `slide_inference` does. The mirror image of the whole slides by itself, windows
+    are no larger than the image, their logits are averaged and resized to the image before the softmax.
     """
     if not scales or any(scale <= 0 for scale in scales):
         raise InputError(f"scales must be one or more positive numbers, but got {tuple(scales)}. Usual: 1.")
     if crop_size is not None and crop_size < 1:
         raise InputError(f"crop_size must be positive, but got {crop_size}. Take that of the training.")
+    if stride is not None and (crop_size is None or not 1 <= stride <= crop_size):
+        raise InputError(f"stride must be 1 to crop_size, which is {crop_size}, but got {stride}.")
     height, width = image.shape[:2]
     with _evaluating(model):
         images = normalised(image, mean, std, device)
@@ -86,13 +104,24 @@ def predict_logits(
                 return model(images).logits[0]
         total = torch.zeros(model.num_classes, height, width, device=device)
         for scale in scales:
-            scaled = _resized(images, max(1, round(height * scale)), max(1, round(width * scale)))
-            views = [scaled, scaled.flip(3)] if flip else [scaled]
+            scaled = _resized(images, *scaled_size(height, width, scale))
             with autocast(device, precision):
-                seen = [_probabilities(model, view, crop_size) for view in views]
-            mean_of_views = (seen[0] + seen[1].flip(3)) / 2 if flip else seen[0]
-            total += _resized(mean_of_views, height, width)[0]
-        return (total / len(scales)).clamp(min=torch.finfo(total.dtype).tiny).log()
+                if crop_size is None:
+                    seen = _probabilities(model, scaled, flip=flip)
+                elif average == "probabilities":
+                    seen = _windows_of_probabilities(model, scaled, crop_size, stride, flip=flip)
+                else:
+                    seen = _windows_of_logits(model, scaled, crop_size, stride, (height, width), flip=flip)
+            total += _resized(seen, height, width)[0]
+        return total.div_(len(scales)).clamp_(min=torch.finfo(total.dtype).tiny).log_()
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Return height and width at `scale`: the longer side is rounded first, the other follows it, as in semseg."""
+    longest = max(1, round(scale * max(height, width)))
+    if height > width:
+        return longest, max(1, round(longest / float(height) * width))
+    return max(1, round(longest / float(width) * height)), longest
 
 
 def normalised(
@@ -123,27 +152,66 @@ def argmax_by_strips(
     return prediction
 
 
-def window_starts(size: int, crop_size: int) -> list[int]:
-    """Return where windows begin on a side of `size`: every two thirds, the last flush with the end."""
-    stride = math.ceil(crop_size * 2 / 3)
+def default_stride(crop_size: int) -> int:
+    """Return two thirds of the window, rounded up, as semseg moves it."""
+    return math.ceil(crop_size * 2 / 3)
+
+
+def window_starts(size: int, crop_size: int, stride: int | None = None) -> list[int]:
+    """Return where windows begin on a side of `size`: every `stride` pixels, the last flush with the end."""
+    stride = stride or default_stride(crop_size)
     num_windows = math.ceil(max(0, size - crop_size) / stride) + 1
     return [max(0, min(index * stride, size - crop_size)) for index in range(num_windows)]
 
 
-def _probabilities(model: PSPNet, images: Tensor, crop_size: int | None) -> Tensor:
-    if crop_size is None:
-        return model(images).logits.softmax(1)
+def _probabilities(model: PSPNet, images: Tensor, *, flip: bool) -> Tensor:
+    """Return the softmax, averaged with that of the mirror image where `flip` asks for it."""
+    # Softmax over channels that lie side by side in memory takes three times as long.
+    seen = model(images).logits.contiguous().softmax(1)
+    if flip:
+        seen += model(images.flip(3)).logits.contiguous().softmax(1).flip(3)
+        seen /= 2
+    return seen
+
+
+def _windows_of_probabilities(
+    model: PSPNet, images: Tensor, crop_size: int, stride: int | None, *, flip: bool
+) -> Tensor:
+    """Return the probabilities averaged over windows and their mirror images, as semseg computes them."""
     height, width = images.shape[2:]
+    rows, columns = max(0, crop_size - height), max(0, crop_size - width)
+    top, left = rows // 2, columns // 2
     # Zeros are the mean colour.
-    padded = functional.pad(images, (0, max(0, crop_size - width), 0, max(0, crop_size - height)))
-    total = padded.new_zeros(len(images), model.num_classes, *padded.shape[2:])
-    num_windows = padded.new_zeros(padded.shape[2:])
-    for top in window_starts(height, crop_size):
-        for left in window_starts(width, crop_size):
-            window = (..., slice(top, top + crop_size), slice(left, left + crop_size))
-            total[window] += model(padded[window]).logits.softmax(1)
-            num_windows[window] += 1
-    return (total / num_windows)[:, :, :height, :width]
+    continued = functional.pad(images, (left, columns - left, top, rows - top))
+    seen = _slid(partial(_probabilities, model, flip=flip), continued, crop_size, stride, model.num_classes)
+    return seen[:, :, top : top + height, left : left + width]
+
+
+def _windows_of_logits(
+    model: PSPNet, images: Tensor, crop_size: int, stride: int | None, size: tuple[int, int], *, flip: bool
+) -> Tensor:
+    """Return the softmax of the logits averaged over windows, at `size`, as mmsegmentation computes it."""
+
+    def seen(view: Tensor) -> Tensor:
+        logits = _slid(lambda window: model(window).logits, view, crop_size, stride, model.num_classes)
+        return _resized(logits, *size).softmax(1)
+
+    return (seen(images) + seen(images.flip(3)).flip(3)) / 2 if flip else seen(images)
+
+
+def _slid(
+    see: Callable[[Tensor], Tensor], images: Tensor, crop_size: int, stride: int | None, num_classes: int
+) -> Tensor:
+    """Return the average over the windows of what `see` returns for each; none is larger than the images."""
+    total = torch.zeros(len(images), num_classes, *images.shape[2:], device=images.device)
+    num_windows = images.new_zeros(images.shape[2:])
+    for top, left in itertools.product(
+        *(window_starts(size, crop_size, stride) for size in images.shape[2:])
+    ):
+        window = (..., slice(top, top + crop_size), slice(left, left + crop_size))
+        total[window] += see(images[window])
+        num_windows[window] += 1
+    return total.div_(num_windows)
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:

@@ -15,6 +15,9 @@ from torch.nn import functional
 from pspnet.backbones import ResNet
 from pspnet.errors import InputError
 
+CHANNELS_PER_PART = 512
+"""Input channels that a prediction's largest convolution takes at a time on a CPU."""
+
 
 class PSPNetOutput(NamedTuple):
     """Scores of the classes; `aux_logits` only in training mode and with an auxiliary head."""
@@ -164,7 +167,13 @@ def pooled_grids(features: Float[Tensor, "n c fh fw"], bin_sizes: Sequence[int])
         features = at_least_float32(features)
         rows = torch.cat([_averaging(features, features.shape[2], size) for size in bin_sizes])
         columns = torch.cat([_averaging(features, features.shape[3], size) for size in bin_sizes])
-        averages = (rows @ (features.contiguous() @ columns.T)).to(dtype)
+        if features.is_contiguous(memory_format=torch.channels_last):
+            # Channels are averaged side by side, as they lie in memory.
+            pixels = features.permute(0, 2, 3, 1)
+            strips = (rows @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+            averages = (columns @ strips).permute(0, 3, 1, 2).to(dtype)
+        else:
+            averages = (rows @ (features.contiguous() @ columns.T)).to(dtype)
     starts = [sum(bin_sizes[:index]) for index in range(len(bin_sizes))]
     return [
         averages[:, :, start : start + size, start : start + size]
@@ -185,13 +194,27 @@ def pyramid_convolution(
     """
     fh, fw = features.shape[2:]
     channels = features.shape[1]
-    result = functional.conv2d(features, weight[:, :channels], padding=1)
+    result = _convolved(features, weight[:, :channels])
     for grid in grids:
         branch_weight = weight[:, channels : channels + grid.shape[1]]
         channels += grid.shape[1]
         taps = torch.einsum("ocyx,ncij->noyixj", branch_weight, grid)
         taps = taps.flatten(4, 5).flatten(2, 3)
         result = result + _shifted_upsampling(taps, fh) @ taps @ _shifted_upsampling(taps, fw).T
+    return result
+
+
+def _convolved(features: Float[Tensor, "n c fh fw"], weight: Tensor) -> Float[Tensor, "n o fh fw"]:
+    """Return the 3x3 convolution; to predict on a CPU as a sum over parts of the channels that fit in its cache.
+
+    oneDNN takes 1.4 times as long for 2048 channels at once.
+    """
+    if torch.is_grad_enabled() or features.device.type != "cpu":
+        return functional.conv2d(features, weight, padding=1)
+    result = functional.conv2d(features[:, :CHANNELS_PER_PART], weight[:, :CHANNELS_PER_PART], padding=1)
+    for first in range(CHANNELS_PER_PART, features.shape[1], CHANNELS_PER_PART):
+        part = slice(first, first + CHANNELS_PER_PART)
+        result += functional.conv2d(features[:, part], weight[:, part], padding=1)
     return result
 
 

@@ -39,7 +39,9 @@ def three_classes() -> "ClassTable":
     )
 
 
-def write_checkpoint(folder: Path, *, favourite: int | None = None, seed: int = 0) -> Path:
+def write_checkpoint(
+    folder: Path, *, favourite: int | None = None, seed: int = 0, classes: "ClassTable | None" = None
+) -> Path:
     """Save a small network with random weights, or one that sees `favourite` everywhere."""
     import torch
 
@@ -49,7 +51,7 @@ def write_checkpoint(folder: Path, *, favourite: int | None = None, seed: int = 
     from segfleet.config import to_json
     from segfleet.presets import tiny
 
-    classes = three_classes()
+    classes = classes or three_classes()
     torch.manual_seed(seed)
     model = PSPNet(classes.num_classes, backbone="resnet18", head_channels=8)
     if favourite is not None:

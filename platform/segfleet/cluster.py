@@ -14,7 +14,7 @@ import ray.util
 
 from pspnet.errors import InputError
 from pspnet.location import is_uri
-from segfleet.config import TrainingConfig
+from segfleet.config import TrainingConfig, WorkersConfig
 
 CONNECT_TIMEOUT_S = 5.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
@@ -86,7 +86,7 @@ def check_resources(config: TrainingConfig) -> None:
     if not ray.is_initialized() and os.environ.get("RAY_ADDRESS"):
         return
     workers, nodes = config.workers, _nodes()
-    places = _places(config, nodes)
+    places = _places(workers, nodes)
     if places >= workers.num_workers or has_autoscaler():
         return
     largest_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
@@ -108,7 +108,7 @@ def check_resources(config: TrainingConfig) -> None:
 
 def max_concurrent_trials(config: TrainingConfig) -> int:
     """Return how many trainings of `config` the cluster holds side by side now, at least one."""
-    return max(1, _places(config, _nodes()) // config.workers.num_workers)
+    return max(1, _places(config.workers, _nodes()) // config.workers.num_workers)
 
 
 def has_autoscaler() -> bool:
@@ -136,14 +136,33 @@ def absolute_path(path: str | Path, setting: str) -> Path:
     return path.absolute()
 
 
+def check_place(workers: WorkersConfig) -> None:
+    """Raise InputError where no node of the cluster that is connected can ever hold one of the workers."""
+    nodes = _nodes()
+    if _places(workers, nodes) or has_autoscaler():
+        return
+    raise InputError(
+        f"A worker must fit on a node of the cluster, but {workers.cpus_per_worker} CPUs"
+        + (" and 1 GPU" if workers.use_gpu else "")
+        + f" were asked for and the largest of {len(nodes)} nodes has "
+        f"{int(max((node.get('CPU', 0) for node in nodes), default=0))} CPUs and "
+        f"{int(max((node.get('GPU', 0) for node in nodes), default=0))} GPUs. Ask for less, or add nodes."
+    )
+
+
 def worker_environment(config: TrainingConfig) -> dict[str, str]:
     """Return the environment variables that every training process of `config` is started with."""
+    return environment(config.workers)
+
+
+def environment(workers: WorkersConfig) -> dict[str, str]:
+    """Return the environment variables that each of the workers is started with."""
     passed_on = {
         name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "SEGFLEET_"))
     }
     return passed_on | {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "OMP_NUM_THREADS": str(config.workers.cpus_per_worker),
+        "OMP_NUM_THREADS": str(workers.cpus_per_worker),
     }
 
 
@@ -156,9 +175,8 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _places(config: TrainingConfig, nodes: list[dict[str, float]]) -> int:
-    """Return how many workers of `config` the nodes hold."""
-    workers = config.workers
+def _places(workers: WorkersConfig, nodes: list[dict[str, float]]) -> int:
+    """Return how many of the workers the nodes hold."""
     return sum(
         min(
             int(node.get("CPU", 0)) // workers.cpus_per_worker,

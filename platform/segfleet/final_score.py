@@ -5,16 +5,14 @@ The official validation images are left alone until the search has its winner, w
 
 from dataclasses import replace
 
-import ray
-
 from pspnet.manifest import FIT, SELECTION
-from pspnet.metrics import ConfusionMatrix
 from pspnet.store import Store
 from segfleet import cluster
-from segfleet.config import SearchConfig, TrainingConfig, WorkersConfig, override
-from segfleet.evaluation import confusion_of, scores_of
+from segfleet.config import SearchConfig, TrainingConfig, override
+from segfleet.parallel_evaluation import evaluate_on_cluster
+from segfleet.protocol import Protocol
 from segfleet.registry import load_package
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 
 def split_for_trials(config: SearchConfig, store: Store) -> SearchConfig:
@@ -37,36 +35,20 @@ def split_for_trials(config: SearchConfig, store: Store) -> SearchConfig:
     return replace(config, training=override(config.training, changes))
 
 
+def final_protocol(config: TrainingConfig, store: Store, split: str) -> Protocol:
+    """Return how the winner is scored: whole images at one scale."""
+    return Protocol(store_digest=store.digest, split=split, precision=config.workers.precision)
+
+
 def final_scores(package: str, config: TrainingConfig, store: Store, split: str) -> Scores:
     """Score a model package on all labelled images of `split`: whole images, one scale, shared out to the cluster.
 
-    The counts are whole numbers, so that the scores do not depend on how many share them. The package must lie
-    where every node sees it. Needs a connection to Ray.
+    As many workers take part as the cluster holds for the search's trials. Needs a connection to Ray.
     """
-    protocol = Protocol(store_digest=store.digest, split=split, precision=config.workers.precision)
-    workers = config.workers
-    num_shares = cluster.max_concurrent_trials(config) * workers.num_workers
-    count = ray.remote(
-        num_cpus=workers.cpus_per_worker,
-        num_gpus=1 if workers.use_gpu else 0,
-        runtime_env={"env_vars": cluster.worker_environment(config)},
-    )(_count)
-    futures = [
-        count.remote(package, config.data.store, protocol, workers, rank, num_shares)
-        for rank in range(num_shares)
-    ]
-    total = ConfusionMatrix(store.class_table.num_classes)
-    for share in ray.get(futures):
-        total.counts += share.counts
-    return scores_of(total, store.class_table, protocol)
-
-
-def _count(
-    package: str, store_path: str, protocol: Protocol, workers: WorkersConfig, rank: int, num_shares: int
-) -> ConfusionMatrix:
-    """Return the confusion counts of one worker's share of the split."""
-    import torch
-
-    torch.set_num_threads(workers.cpus_per_worker)
-    split = Store.open(store_path).split(protocol.split)
-    return confusion_of(load_package(package), split, protocol, split.labelled()[rank::num_shares])
+    num_workers = cluster.max_concurrent_trials(config) * config.workers.num_workers
+    return evaluate_on_cluster(
+        load_package(package),
+        store,
+        final_protocol(config, store, split),
+        workers=replace(config.workers, num_workers=num_workers),
+    ).scores

@@ -13,6 +13,7 @@ from pspnet.errors import InputError
 from pspnet.labels import ClassTable
 from pspnet.pictures import legend, overlay
 from segfleet.progress import tracked
+from segfleet.protocol import Views
 from segfleet.registry import SegmentationModel
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -34,16 +35,14 @@ def predict_folder(
     input_path: str | Path,
     output_dir: str | Path,
     *,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    window: int = 0,
+    views: Views | None = None,
 ) -> PredictionReport:
     """Segment every picture in a folder, subfolders included, or one picture, and write what was found.
 
     For each picture: <stem>_label.png with the data set's class ids, <stem>_overlay.png for people, and its
     rows in class_areas.csv. Pictures that cannot be read are reported and skipped; InputError where none can.
     """
-    input_path, output_dir = Path(input_path), Path(output_dir)
+    input_path, output_dir, views = Path(input_path), Path(output_dir), views or Views()
     pictures = find_pictures(input_path, output_dir)
     names = output_names(pictures, input_path)
     report = PredictionReport()
@@ -54,7 +53,7 @@ def predict_folder(
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             report.unreadable.append((picture, str(error).splitlines()[0] or type(error).__name__))
             continue
-        train_ids = model.predict(image, flip=flip, scales=scales, window=window)
+        train_ids = model.predict_as(image, views)
         target = output_dir / names[picture]
         target.parent.mkdir(parents=True, exist_ok=True)
         label_path = target.with_name(target.name + LABEL_ENDING)

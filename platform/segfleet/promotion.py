@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet.evaluation import evaluate_model
+from segfleet.protocol import Protocol, ViewOptions, require_same_protocol
 from segfleet.registry import CHALLENGER, CHAMPION, aliases_of, fetch, find_version, record_promotion
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,10 @@ def decide_promotion(challenger: Scores, champion: Scores | None, *, min_gain: f
         return Promotion(promote=False, reason="the challenger's mIoU is not a number")
     if champion is None:
         return Promotion(promote=True, reason=f"there is no champion yet; mIoU {challenger.miou:.4f}")
-    if champion.protocol != challenger.protocol:
-        return Promotion(
-            promote=False,
-            reason=f"the scores cannot be compared: {challenger.protocol} against {champion.protocol}",
-        )
+    try:
+        require_same_protocol(challenger.protocol, champion.protocol)
+    except InputError as error:
+        return Promotion(promote=False, reason=str(error))
     gain = challenger.miou - champion.miou
     reason = (
         f"mIoU {challenger.miou:.4f} against {champion.miou:.4f}: gain {gain:+.4f}, required {min_gain:.4f}"
@@ -54,10 +54,17 @@ def decide_promotion(challenger: Scores, champion: Scores | None, *, min_gain: f
 
 
 def promote(
-    tracking_uri: str, name: str, *, store: Store, protocol: Protocol, min_gain: float, dry_run: bool
+    tracking_uri: str,
+    name: str,
+    *,
+    store: Store,
+    split: str,
+    views: ViewOptions,
+    min_gain: float,
+    dry_run: bool,
 ) -> PromotionReport:
     """Score the challenger and the champion of `name` under one protocol and move the alias if that is
-    earned.
+    earned. A protocol that goes by the training's crop goes by the challenger's, for both.
 
     With `dry_run` nothing in the registry changes. InputError where there is no challenger, or where somebody
     else moved an alias meanwhile.
@@ -65,7 +72,9 @@ def promote(
     challenger_version = int(find_version(tracking_uri, name, CHALLENGER).version)
     before = aliases_of(tracking_uri, name)
     champion_version = before.get(CHAMPION)
-    challenger = _scored(tracking_uri, name, challenger_version, store, protocol)
+    model = fetch(f"models:/{name}/{challenger_version}", tracking_uri=tracking_uri)
+    protocol = views.protocol_on(store.digest, split, crop_size=model.crop_size)
+    challenger = evaluate_model(model, store, protocol).scores
     if champion_version == challenger_version:
         promotion = Promotion(promote=True, reason=f"version {challenger_version} is the champion already")
         return PromotionReport(
@@ -87,7 +96,7 @@ def promote(
             name,
             version=challenger_version,
             is_promoted=promotion.promote,
-            reason=f"{promotion.reason} ({protocol})",
+            reason=f"{promotion.reason} (protocol {protocol.digest}: {protocol})",
         )
     return PromotionReport(
         name,

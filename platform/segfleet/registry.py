@@ -21,7 +21,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ import safetensors.torch
 import torch
 
 from pspnet.errors import InputError
-from pspnet.inference import predict
+from pspnet.folding import for_prediction
+from pspnet.inference import Average, Precision, predict
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
 from segfleet import tracking
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.config import TrackingConfig
-from segfleet.scores import Protocol, Scores
+from segfleet.protocol import Protocol, Views, protocol_tags
+from segfleet.scores import Scores
 
 import mlflow.artifacts  # isort: skip  (after tracking, which sets MLflow's environment)
 from mlflow import MlflowClient  # isort: skip
@@ -86,9 +88,11 @@ class SegmentationModel:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
         window: int = 0,
-        precision: Any = "fp32",
+        stride: int = 0,
+        average: Average = "probabilities",
+        precision: Precision = "fp32",
     ) -> np.ndarray:
-        """Return the train id of each pixel of a uint8 image (h, w, 3); the options are a `Protocol`'s."""
+        """Return the train id of each pixel of a uint8 image (h, w, 3); the options are those of `Views`."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(
                 f"An image must be uint8 of shape (height, width, 3), but got {image.dtype} of shape "
@@ -96,7 +100,7 @@ class SegmentationModel:
                 "Convert it to RGB."
             )
         return predict(
-            self.network,
+            self._predictor,
             image,
             mean=self.mean,
             std=self.std,
@@ -104,8 +108,32 @@ class SegmentationModel:
             flip=flip,
             scales=tuple(scales),
             crop_size=window or None,
+            stride=stride or None,
+            average=average,
             precision=precision,
         )
+
+    def predict_as(self, image: np.ndarray, views: Views) -> np.ndarray:
+        """Return what `predict` does with the options of `views`."""
+        return self.predict(
+            image,
+            flip=views.flip,
+            scales=views.scales,
+            window=views.window,
+            stride=views.stride,
+            average=views.average,
+            precision=views.precision,
+        )
+
+    @functools.cached_property
+    def _predictor(self) -> PSPNet:
+        """The network as it predicts fastest on this device."""
+        return for_prediction(self.network, self.device)
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the crops that it was trained on, which is what a sliding window should be."""
+        return int(self.info["config"]["data"]["crop_size"])
 
 
 def package_model(
@@ -311,7 +339,7 @@ def fetch(
                 f"its {MODEL_FILE} differs. Register the model again."
             )
         model = load_package(package_dir, device=device)
-    return SegmentationModel(**{**vars(model), "source": f"models:/{name}/{version.version}"})
+    return replace(model, source=f"models:/{name}/{version.version}")
 
 
 def parse_model_uri(model_uri: str) -> tuple[str, str]:
@@ -361,7 +389,7 @@ def model_card(info: Mapping[str, Any]) -> str:
         protocol = Scores.from_dict(scores).protocol
         lines += [
             f"mIoU {scores['miou']:.4f}, mean accuracy {scores['mean_accuracy']:.4f}, pixel accuracy "
-            f"{scores['pixel_accuracy']:.4f} ({protocol}).",
+            f"{scores['pixel_accuracy']:.4f} (protocol {protocol.digest}: {protocol}).",
             "",
             "| class | IoU |",
             "| --- | --- |",
@@ -489,7 +517,7 @@ def _log_model(
         experiment_id,
         name=name,
         source_run_id=run_id or None,
-        tags={PACKAGE_TAG: package_digest},
+        tags={PACKAGE_TAG: package_digest, **_protocol_tags(info)},
         params={f"architecture.{key}": str(value) for key, value in info["architecture"].items()},
         model_type="semantic segmentation",
     )
@@ -563,7 +591,12 @@ def _version_tags(info: Mapping[str, Any]) -> dict[str, str]:
         "mean_accuracy": f"{scores.mean_accuracy:.4f}",
         "pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
         "protocol": str(scores.protocol),
+        "protocol_digest": scores.protocol.digest,
     }
+
+
+def _protocol_tags(info: Mapping[str, Any]) -> dict[str, str]:
+    return protocol_tags(Scores.from_dict(info["scores"]).protocol) if info["scores"] else {}
 
 
 def _link_scores(client: MlflowClient, run_id: str, model: LoggedModel, info: Mapping[str, Any]) -> None:

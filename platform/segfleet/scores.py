@@ -2,40 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How scores were measured; two mIoUs of different protocols are never compared."""
-
-    store_digest: str
-    """Digest of the ingested data set, which its labels and their train ids are part of."""
-
-    split: str
-    """Split of the store, all of its labelled images."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """The image is seen at each of these scales."""
-
-    flip: bool = False
-    """Whether the mirror image is seen, too."""
-
-    window: int = 0
-    """Side of the sliding window in pixels, moved by two thirds of it; 0 for the image as a whole."""
-
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast precision of the forward pass."""
-
-    def __str__(self) -> str:
-        parts = [
-            f"split {self.split} of store {self.store_digest[:12]}",
-            "single-scale" if self.scales == (1.0,) else f"scales {', '.join(map(str, self.scales))}",
-            "with flip" if self.flip else "without flip",
-            f"sliding window {self.window}, stride 2/3" if self.window else "whole image",
-            self.precision,
-        ]
-        return ", ".join(parts)
+from segfleet.protocol import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +17,34 @@ class Scores:
     class_iou: dict[str, float | None] = field(default_factory=dict)
     """IoU of each class by name; None for a class neither in the labels nor predicted."""
 
+    category_iou: dict[str, float | None] = field(default_factory=dict)
+    """IoU of each category of classes; empty where the class table has none."""
+
+    boundary_f: dict[str, float | None] = field(default_factory=dict)
+    """Boundary F-score of each class (`segfleet.boundary`); empty where it was not asked for."""
+
     protocol: Protocol
+
+    @property
+    def category_miou(self) -> float | None:
+        """Mean of `category_iou` over the categories that have one."""
+        return _mean(self.category_iou)
+
+    @property
+    def mean_boundary_f(self) -> float | None:
+        """Mean of `boundary_f` over the classes that have one."""
+        return _mean(self.boundary_f)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values; `from_dict` reads them back."""
-        values = asdict(self)
-        values["protocol"]["scales"] = list(self.protocol.scales)
-        return values
+        return {**asdict(self), "protocol": self.protocol.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scores":
         """Return the scores that `to_dict` wrote."""
-        protocol = {**values["protocol"], "scales": tuple(values["protocol"]["scales"])}
-        return cls(**{**values, "protocol": Protocol(**protocol)})
+        return cls(**{**values, "protocol": Protocol.from_dict(values["protocol"])})
+
+
+def _mean(values: Mapping[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return sum(known) / len(known) if known else None

@@ -25,7 +25,8 @@ from pspnet.pictures import panel
 from pspnet.store import Store
 from segfleet import cluster, groups, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
-from segfleet.final_score import final_scores, split_for_trials
+from segfleet.final_score import final_protocol, final_scores, split_for_trials
+from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
 from segfleet.scores import Scores
 from segfleet.search_report import draw_study, leaderboard_table
 from segfleet.space import dimensions, narrowed
@@ -103,7 +104,7 @@ def run_search(config: SearchConfig) -> SearchResult:
             run_name=f"study {study.name}",
             key=study.key,
             parent_run_id=None,
-            tags={"segfleet.kind": "study"},
+            tags={"segfleet.kind": "study", **protocol_tags(training_protocol(training, store.digest))},
             params=_params(config),
         )
         _log_dataset(training, store, run_id)
@@ -177,7 +178,7 @@ def _package(config: SearchConfig, study: Study, store: Store, val_split: str) -
     checkpoint_path, run_id = best.attributes["checkpoint_path"], best.attributes["run_id"]
     if config.training.data.val_split == val_split:
         return _Package(registry.package_model(checkpoint_path, folder, run_id=run_id), best, None)
-    known = study.final_scores().get(best.number)
+    known, protocol = study.final_scores().get(best.number), final_protocol(config.training, store, val_split)
     if known is None:
         package = registry.package_model(checkpoint_path, folder, run_id=run_id)
         print(f"scoring the winner, trial {best.number}, on {val_split}", flush=True)
@@ -185,6 +186,7 @@ def _package(config: SearchConfig, study: Study, store: Store, val_split: str) -
         study.note_final_scores(best.number, scores.to_dict())
     else:
         scores = Scores.from_dict(known)
+    require_same_protocol(scores.protocol, protocol)
     package = registry.package_model(checkpoint_path, folder, run_id=run_id, scores=scores)
     return _Package(package, best, scores)
 
@@ -225,6 +227,7 @@ def _conclude(
             final_baseline=trainer.baseline(of_split, store),
             num_final_readings=len(study.final_scores()),
         )
+    tags = {"segfleet.num_trials": str(len(leaderboard)), "segfleet.model_version": result.model_version}
     with contextlib.closing(tracking.RunWriter(uri, run_id, _spool_dir(config))) as writer:
         writer.log_text(leaderboard_table(leaderboard) + "\n", "leaderboard.txt")
         writer.log_artifact(picture, "pictures")
@@ -235,11 +238,15 @@ def _conclude(
         if result.final_scores is not None:
             writer.log_metrics({"best_val_miou": result.final_scores.miou}, step=len(leaderboard))
             writer.log_text(json.dumps(result.final_scores.to_dict(), indent=1) + "\n", "val_scores.json")
+            tags |= {
+                name.replace("protocol", "val_protocol"): text
+                for name, text in protocol_tags(result.final_scores.protocol).items()
+            }
     tracking.end_run(
         uri,
         run_id,
         status="FINISHED" if result.best is not None else "FAILED",
-        tags={"segfleet.num_trials": str(len(leaderboard)), "segfleet.model_version": result.model_version},
+        tags=tags,
         spool_dir=_spool_dir(config),
     )
     return result
@@ -357,6 +364,7 @@ class _Execution:
                 "segfleet.kind": "trial",
                 "segfleet.study": self._study.name,
                 "segfleet.trial": str(number),
+                **protocol_tags(training_protocol(config, self._store.digest)),
             },
             params=_params(config),
         )

@@ -29,6 +29,7 @@ from pspnet.store import Store
 from segfleet import cluster, registry, tracking
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig, digest, flat, override, to_json
+from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.worker import (
     PANEL_FILE,
     PROGRESS_FILE,
@@ -117,7 +118,10 @@ def run_training(config: TrainingConfig) -> TrainingResult:
             run_name=name,
             key=_run_key(run_dir),
             parent_run_id=None,
-            tags={"segfleet.config_digest": digest(config)},
+            tags={
+                "segfleet.config_digest": digest(config),
+                **protocol_tags(training_protocol(config, store.digest)),
+            },
             params={path: value for path, value in flat(config).items() if not path.startswith("tracking.")},
         )
         tracking.log_dataset(

@@ -64,12 +64,31 @@ def test_evaluate_prints_the_scores_and_their_protocol(
     assert code == 0
     for text in ("mIoU", "mean accuracy", "pixel accuracy", store.digest[:12], "single-scale", "whole image"):
         assert text in out
+    arguments = ("--model", model, "--store", store.location.path, "--tracking-uri", local.tracking_uri)
+    code, shared, _ = call(
+        "evaluate.py", *arguments, "--protocol", "semseg", "--boundaries", "True", "--num-workers", 2
+    )
+    assert code == 0
+    for text in ("boundary F-score", "with flip", "sliding window"):
+        assert text in shared
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
         "scores.json",
+        "image_counts.npz",
         "confusion_matrix.png",
         "worst.png",
         "best.png",
     }
+
+
+def test_a_submission_of_other_classes_than_cityscapes_is_one_plain_message(
+    call: Call, local: TrackingConfig, name: str, store: Store, tmp_path: Path
+) -> None:
+    model = ("--model", f"models:/{name}@challenger", "--tracking-uri", local.tracking_uri)
+    code, _, err = call("evaluate.py", *model, "--store", store.location.path, "--submission", "out")
+    assert code == 2
+    assert err.startswith("error: A submission to the Cityscapes server must be")
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("*"))
 
 
 @pytest.mark.slow

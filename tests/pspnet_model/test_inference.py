@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from pspnet.errors import InputError
-from pspnet.inference import argmax_by_strips, normalised, predict, predict_logits, window_starts
+from pspnet.inference import argmax_by_strips, normalised, predict, predict_logits, scaled_size, window_starts
 from pspnet.loss import CELLS_PER_STRIP
 from pspnet.model import PSPNet, upsampled
 
@@ -83,9 +83,9 @@ def test_scales_average_the_softmax_of_the_resized_images(model: PSPNet) -> None
 def test_a_window_larger_than_the_image_is_the_image_continued_with_the_mean(model: PSPNet) -> None:
     image = image_of(20, 33)
     continued = torch.zeros(1, 3, 41, 41)
-    continued[:, :, :20, :33] = normalised(image, MEAN, STD, "cpu")
+    continued[:, :, 10:30, 4:37] = normalised(image, MEAN, STD, "cpu")
     with torch.no_grad():
-        expected = model(continued).logits.softmax(1)[0, :, :20, :33]
+        expected = model(continued).logits.softmax(1)[0, :, 10:30, 4:37]
     torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=41).softmax(0), expected)
 
 
@@ -100,20 +100,59 @@ def test_windows_average_where_they_overlap(model: PSPNet) -> None:
     torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=33).softmax(0), expected)
 
 
+@pytest.mark.parametrize("size", [(65, 97), (40, 57), (20, 33)])
+@pytest.mark.parametrize("stride", [None, 17, 33])
+def test_windows_that_average_logits_are_mmsegmentations(
+    model: PSPNet, size: tuple[int, int], stride: int | None
+) -> None:
+    """The sum over windows of padded logits by their number, softmax last, as in `slide_inference`."""
+    image, step = image_of(*size), stride or 22
+
+    def slide_inference(pixels: torch.Tensor) -> torch.Tensor:
+        h_img, w_img = pixels.shape[2:]
+        total, count = torch.zeros(1, 5, h_img, w_img), torch.zeros(1, 1, h_img, w_img)
+        for h_idx in range(max(h_img - 33 + step - 1, 0) // step + 1):
+            for w_idx in range(max(w_img - 33 + step - 1, 0) // step + 1):
+                y2, x2 = min(h_idx * step + 33, h_img), min(w_idx * step + 33, w_img)
+                y1, x1 = max(y2 - 33, 0), max(x2 - 33, 0)
+                with torch.no_grad():
+                    logits = model(pixels[:, :, y1:y2, x1:x2]).logits
+                total += functional.pad(logits, (x1, w_img - x2, y1, h_img - y2))
+                count[:, :, y1:y2, x1:x2] += 1
+        return (total / count).softmax(1)
+
+    pixels = normalised(image, MEAN, STD, "cpu")
+    expected = (slide_inference(pixels) + slide_inference(pixels.flip(3)).flip(3))[0] / 2
+    ours = predict_logits(model, image, **HOW, crop_size=33, stride=stride, average="logits", flip=True)
+    torch.testing.assert_close(ours.softmax(0), expected)
+
+
 @pytest.mark.parametrize(
-    ("size", "crop_size", "starts"),
+    ("size", "crop_size", "stride", "starts"),
     [
-        (33, 33, [0]),
-        (20, 33, [0]),
-        (34, 33, [0, 1]),
-        (100, 30, [0, 20, 40, 60, 70]),
-        (90, 30, [0, 20, 40, 60]),
+        (33, 33, None, [0]),
+        (20, 33, None, [0]),
+        (34, 33, None, [0, 1]),
+        (100, 30, None, [0, 20, 40, 60, 70]),
+        (90, 30, None, [0, 20, 40, 60]),
+        (2048, 713, None, [0, 476, 952, 1335]),
+        (2048, 769, 513, [0, 513, 1026, 1279]),
+        (1024, 769, 513, [0, 255]),
     ],
 )
-def test_windows_begin_every_two_thirds_and_end_with_the_image(
-    size: int, crop_size: int, starts: list[int]
+def test_windows_begin_every_stride_and_end_with_the_image(
+    size: int, crop_size: int, stride: int | None, starts: list[int]
 ) -> None:
-    assert window_starts(size, crop_size) == starts
+    assert window_starts(size, crop_size, stride) == starts
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "scaled"), [(40, 57, 0.5, (20, 28)), (57, 41, 1.5, (86, 62))]
+)
+def test_the_longer_side_is_scaled_and_the_other_follows(
+    height: int, width: int, scale: float, scaled: tuple[int, int]
+) -> None:
+    assert scaled_size(height, width, scale) == scaled
 
 
 def test_predicting_leaves_the_mode_of_the_model_as_it_was(model: PSPNet) -> None:
@@ -139,3 +178,11 @@ def test_scales_and_windows_that_cannot_be_are_refused(model: PSPNet) -> None:
             predict(model, image_of(9, 9), **HOW, scales=scales)
     with pytest.raises(InputError, match="crop_size must be positive, but got -3"):
         predict(model, image_of(9, 9), **HOW, crop_size=-3)
+    refused: list[dict[str, Any]] = [
+        {"stride": 3},
+        {"crop_size": 9, "stride": 10},
+        {"crop_size": 9, "stride": 0},
+    ]
+    for how in refused:
+        with pytest.raises(InputError, match="stride must be 1 to crop_size"):
+            predict(model, image_of(9, 9), **HOW, flip=True, **how)

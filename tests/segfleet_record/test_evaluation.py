@@ -12,8 +12,9 @@ from pspnet.errors import InputError
 from pspnet.labels import ClassTable
 from pspnet.store import Store, publish_store, write_shard
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.protocol import Protocol
 from segfleet.registry import SegmentationModel, load_package, package_model
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +46,23 @@ def test_the_scores_are_those_of_all_labelled_pixels(
     assert sorted(evaluation.image_miou) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("has_boundaries", [False, True])
 def test_what_is_written_reads_back_and_the_pictures_open(
-    model: SegmentationModel, store: Store, tmp_path: Path
+    model: SegmentationModel, store: Store, tmp_path: Path, has_boundaries: bool
 ) -> None:
-    evaluation = evaluate_model(model, store, protocol(store))
+    evaluation = evaluate_model(model, store, protocol(store), has_boundaries=has_boundaries)
     paths = write_evaluation(evaluation, model, store, tmp_path / "out", num_examples=2)
     record = json.loads(paths[0].read_text())
     assert Scores.from_dict(record["scores"]) == evaluation.scores
     assert set(record["images"]) == {"image_0", "image_1", "image_2"}
-    for path in paths[1:]:
+    assert record["protocol_digest"] == evaluation.scores.protocol.digest
+    with np.load(paths[4]) as counts:
+        assert counts["names"].tolist() == ["image_0", "image_1", "image_2"]
+        assert np.array_equal(counts["confusion"].sum(0), evaluation.confusion.numpy())
+        assert counts["confusion"].shape == (3, 3, 3)
+        assert str(counts["protocol"]) == evaluation.scores.protocol.digest
+        assert ("boundary" in counts) == has_boundaries
+    for path in paths[1:4]:
         with Image.open(path) as picture:
             picture.load()
             assert min(picture.size) > 100
@@ -61,6 +70,7 @@ def test_what_is_written_reads_back_and_the_pictures_open(
     assert "does not occur" in table
     assert "whole image" in table
     assert "without flip" in table
+    assert ("boundary F-score" in table) == has_boundaries
 
 
 def test_a_split_without_labels_is_refused(model: SegmentationModel, store: Store) -> None:
@@ -87,10 +97,3 @@ def test_a_store_with_other_classes_is_refused(
     other = Store.open(tmp_path / "store")
     with pytest.raises(InputError, match=r"has 3 classes and .* has 2"):
         evaluate_model(model, other, protocol(other))
-
-
-def test_flip_and_windows_are_part_of_the_protocol(store: Store) -> None:
-    text = str(Protocol(store_digest=store.digest, split="val", flip=True, window=129, scales=(0.5, 1.0)))
-    assert "with flip" in text
-    assert "sliding window 129" in text
-    assert "scales 0.5, 1.0" in text

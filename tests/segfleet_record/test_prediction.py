@@ -10,6 +10,7 @@ from PIL import Image
 
 from pspnet.errors import InputError
 from segfleet.prediction import output_names, predict_folder, read_picture
+from segfleet.protocol import Views
 from segfleet.registry import SegmentationModel, load_package, package_model
 
 
@@ -120,5 +121,7 @@ def test_pictures_of_one_stem_do_not_overwrite_each_other() -> None:
 
 
 def test_windows_and_flip_see_every_pixel(model: SegmentationModel, pictures: Path, tmp_path: Path) -> None:
-    report = predict_folder(model, pictures, tmp_path / "out", window=33, flip=True, scales=(0.5, 1.0))
+    report = predict_folder(
+        model, pictures, tmp_path / "out", views=Views(window=33, flip=True, scales=(0.5, 1.0))
+    )
     assert len(report.label_paths) == 4

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,15 @@ from segfleet import promotion, registry, tracking
 from segfleet.config import TrackingConfig
 from segfleet.evaluation import evaluate_model
 from segfleet.promotion import comparison_table, decide_promotion, promote
+from segfleet.protocol import Protocol, ViewOptions
 from segfleet.registry import aliases_of, package_model, register
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
 )
 
+HOW: dict[str, Any] = {"split": "val", "views": ViewOptions()}
 PROTOCOL = Protocol(store_digest="d", split="val")
 
 
@@ -49,13 +52,22 @@ def test_a_challenger_needs_the_gain_that_is_asked_for(
 
 @pytest.mark.parametrize(
     "change",
-    [{"store_digest": "e"}, {"split": "test"}, {"flip": True}, {"window": 713}, {"scales": (1.0, 2.0)}],
+    [
+        {"store_digest": "e"},
+        {"split": "test"},
+        {"flip": True},
+        {"window": 713},
+        {"scales": (1.0, 2.0)},
+        {"precision": "bf16"},
+    ],
 )
 def test_scores_of_different_protocols_are_never_compared(change: dict[str, object]) -> None:
     other = dataclasses.replace(PROTOCOL, **change)  # type: ignore[arg-type]
     decision = decide_promotion(scores(0.9, other), scores(0.1), min_gain=0.0)
     assert not decision.promote
-    assert "cannot be compared" in decision.reason
+    assert "only under one protocol" in decision.reason
+    for name, value in change.items():
+        assert f"{name} {value} and {getattr(PROTOCOL, name)}" in decision.reason
 
 
 @pytest.mark.parametrize("min_gain", [-0.1, 1.5, math.nan])
@@ -83,18 +95,17 @@ def registered(
 def test_a_better_challenger_becomes_champion_and_the_version_says_why(
     local: TrackingConfig, store: Store, registered: str
 ) -> None:
-    protocol = Protocol(store_digest=store.digest, split="val")
     uri = local.tracking_uri
 
-    refused = promote(uri, registered, store=store, protocol=protocol, min_gain=0.9, dry_run=False)
+    refused = promote(uri, registered, store=store, **HOW, min_gain=0.9, dry_run=False)
     assert (refused.promotion.promote, refused.is_executed) == (False, False)
     assert aliases_of(uri, registered)["champion"] == 1
 
-    tried = promote(uri, registered, store=store, protocol=protocol, min_gain=0.01, dry_run=True)
+    tried = promote(uri, registered, store=store, **HOW, min_gain=0.01, dry_run=True)
     assert (tried.promotion.promote, tried.is_executed) == (True, False)
     assert aliases_of(uri, registered)["champion"] == 1
 
-    done = promote(uri, registered, store=store, protocol=protocol, min_gain=0.01, dry_run=False)
+    done = promote(uri, registered, store=store, **HOW, min_gain=0.01, dry_run=False)
     assert (done.promotion.promote, done.is_executed) == (True, True)
     assert aliases_of(uri, registered)["champion"] == 2
     # road is three quarters of the pixels or a little more; car and road are the classes that occur
@@ -108,7 +119,7 @@ def test_a_better_challenger_becomes_champion_and_the_version_says_why(
     assert "split val" in tags["promotion_reason"]
     assert "road" in comparison_table(done)
 
-    again = promote(uri, registered, store=store, protocol=protocol, min_gain=0.01, dry_run=False)
+    again = promote(uri, registered, store=store, **HOW, min_gain=0.01, dry_run=False)
     assert "already" in again.promotion.reason
 
 
@@ -121,13 +132,11 @@ def test_an_alias_that_somebody_moved_meanwhile_stops_the_promotion(
         return evaluate_model(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(promotion, "evaluate_model", evaluate_slowly)
-    protocol = Protocol(store_digest=store.digest, split="val")
     with pytest.raises(InputError, match="somebody moved one"):
-        promote(local.tracking_uri, registered, store=store, protocol=protocol, min_gain=0.0, dry_run=False)
+        promote(local.tracking_uri, registered, store=store, **HOW, min_gain=0.0, dry_run=False)
 
 
 def test_a_model_without_challenger_is_refused(local: TrackingConfig, store: Store, registered: str) -> None:
     tracking.client(local.tracking_uri).delete_registered_model_alias(registered, registry.CHALLENGER)
-    protocol = Protocol(store_digest=store.digest, split="val")
     with pytest.raises(InputError, match="no version or alias 'challenger'"):
-        promote(local.tracking_uri, registered, store=store, protocol=protocol, min_gain=0.0, dry_run=False)
+        promote(local.tracking_uri, registered, store=store, **HOW, min_gain=0.0, dry_run=False)

@@ -20,8 +20,9 @@ from pspnet.model import PSPNet
 from segfleet import registry, tracking
 from segfleet.checkpoint import load_checkpoint
 from segfleet.config import TrackingConfig
+from segfleet.protocol import Protocol
 from segfleet.registry import DamagedPackageError, fetch, load_package, package_model, register
-from segfleet.scores import Protocol, Scores
+from segfleet.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
@@ -155,6 +156,14 @@ def test_a_version_belongs_to_its_run_and_carries_its_scores(
     assert version.run_id == run_id
     assert version.tags["miou"] == "0.5000"
     assert "whole image" in version.tags["protocol"]
+    measured = Scores.from_dict(
+        registry.fetch(f"models:/{version.name}/{version.version}", tracking_uri=local.tracking_uri).info[
+            "scores"
+        ]
+    ).protocol
+    assert version.tags["protocol_digest"] == measured.digest
+    tags = client.get_logged_model(version.tags[registry.MODEL_ID_TAG]).tags
+    assert tags["segfleet.protocol_digest"] == measured.digest
     outputs = client.get_run(run_id).outputs
     assert outputs is not None
     assert [model.model_id for model in outputs.model_outputs] == [version.tags[registry.MODEL_ID_TAG]]

@@ -21,7 +21,8 @@ from segfleet.checkpoint import load_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
 from segfleet.evaluation import evaluate_model
 from segfleet.final_score import split_for_trials
-from segfleet.scores import Protocol, Scores
+from segfleet.protocol import Protocol, training_protocol
+from segfleet.scores import Scores
 from segfleet.selection import choose_selection
 from segfleet.study import Study
 
@@ -160,6 +161,9 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
             TrainingConfig, folder / "runs" / "patches" / f"trial_{record.number:04d}" / "config.json"
         )
         assert (stored.data.train_split, stored.data.val_split) == (FIT, SELECTION)
+        protocol = training_protocol(stored, store.digest)
+        assert run.data.tags["segfleet.protocol_digest"] == protocol.digest
+        assert run.data.tags["segfleet.protocol"] == str(protocol)
         assert stored == override(
             config.training,
             record.changes
@@ -172,6 +176,8 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
     protocol = Protocol(store_digest=store.digest, split="val")
     assert Scores.from_dict(model.info["scores"]) == evaluate_model(model, store, protocol).scores
     assert model.info["scores"]["miou"] != best.miou
+    assert parents[0].data.tags["segfleet.val_protocol_digest"] == protocol.digest
+    assert parents[0].data.tags["segfleet.protocol_digest"] != protocol.digest
     weights = load_checkpoint(best.attributes["checkpoint_path"]).model_state
     assert all(np.array_equal(model.network.state_dict()[name], tensor) for name, tensor in weights.items())
 

@@ -1,0 +1,310 @@
+"""How fast is a picture segmented, and its confusion counted? segfleet against semseg's network, on one core.
+
+One thread, pinned to one core, whose own time counts, not that of others on it. All ways have the same weights, and
+their predictions are compared first. In each round all ways take their turn, so that a slow moment of the machine
+meets all of them; what counts is the median over the rounds of the ratio inside a round. The last line of output is
+JSON.
+
+    python benchmarks/inference.py --quick
+    python benchmarks/inference.py --semseg DIR --cityscapes DIR --write benchmarks/README.md
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from reporting import Pair, cell, pictures, versions, write_between
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pspnet.folding import for_prediction
+from pspnet.inference import normalised, predict
+from pspnet.labels import IGNORE_INDEX
+from pspnet.metrics import ConfusionMatrix
+from pspnet.model import PSPNet
+
+NUM_CLASSES = 19
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+HOW: dict[str, Any] = {"mean": MEAN, "std": STD, "device": "cpu"}
+MAX_DISAGREEMENT = 1e-4
+"""Share of the pixels; where more differ, the ways do not compute the same and nothing is measured."""
+Way = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The ways on one size of picture."""
+
+    size: str
+    rounds: list[dict[str, float]]
+    """Seconds of each way in each round."""
+    disagreement: dict[str, float]
+    """Share of the pixels where a way's prediction is not the reference's."""
+
+    def ratios(self, way: str) -> list[float]:
+        """How many times as fast as the reference, in every round."""
+        return [seconds["reference"] / seconds[way] for seconds in self.rounds]
+
+
+def main() -> None:
+    """Measure, print the tables, and end with one line of JSON."""
+    options = _options()
+    core = _pin_to_one_core()
+    torch.manual_seed(0)
+    pairs, origin, _ = pictures(options.cityscapes)
+    backbone = "resnet18" if options.quick else "resnet50"
+    network = _calibrated(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs)
+    _fit_classifier(network, pairs)
+    reference, what = _reference(network, None if options.quick else options.semseg)
+    folded = for_prediction(network, "cpu")
+    ways: dict[str, Way] = {
+        "reference": _way_of(reference),
+        "plain": lambda image: predict(network, image, **HOW),
+        "fp32": lambda image: predict(folded, image, **HOW),
+        "bf16": lambda image: predict(folded, image, **HOW, precision="bf16"),
+    }
+    image = pairs[0][0]
+    if options.quick:
+        measured = [_measure(ways, image[300:557, 900:1157], num_rounds=5)]
+    else:
+        crop = image[150:863, 600:1313]
+        measured = [
+            _measure(ways, crop, num_rounds=options.rounds),
+            _measure(ways, image, num_rounds=max(3, options.rounds // 2)),
+        ]
+    confusion = _measure_confusion(pairs, num_rounds=20)
+    conditions = [
+        f"{backbone} with deep stem, {NUM_CLASSES} classes, random weights, BatchNorm's statistics and the "
+        "last layer fitted to pictures",
+        f"reference: {what}",
+        f"pictures: {origin}; a size that is not 8k + 1 is continued to it with the mean colour by every way",
+        f"{' and '.join(str(len(one.rounds)) for one in measured)} rounds, core {core}, {versions()}",
+    ]
+    text = "\n".join(
+        [_table(measured), "", _confusion_line(confusion), "", *(f"- {line}" for line in conditions)]
+    )
+    print(text)
+    if options.write:
+        write_between(options.write, "inference", text)
+    first = measured[0]
+    print(
+        json.dumps(
+            {
+                "inference_fp32": round(median(first.ratios("fp32")), 2),
+                "inference_bf16": round(median(first.ratios("bf16")), 2),
+                "disagreement_fp32": max(one.disagreement["fp32"] for one in measured),
+                "confusion": round(median(a / b for a, b in confusion), 2),
+            }
+        )
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Speed of prediction, on one core.")
+    parser.add_argument("--semseg", type=Path, help="checkout of semseg, whose own network is the reference")
+    parser.add_argument(
+        "--cityscapes", type=Path, help="folder with leftImg8bit and gtFine; else drawn noise"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="at 713; half as many on whole pictures")
+    parser.add_argument("--quick", action="store_true", help="ResNet-18 on a crop of 257, under 50 s")
+    parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
+    return parser.parse_args()
+
+
+def _pin_to_one_core() -> str:
+    torch.set_num_threads(1)
+    if not hasattr(os, "sched_setaffinity"):
+        return "not pinned (this system cannot)"
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    return f"{core} of {platform.machine()}"
+
+
+# The network and its reference
+
+
+def _calibrated(network: PSPNet, pairs: list[Pair]) -> PSPNet:
+    """Return the network with BatchNorm's statistics of two crops: random weights alone predict one class."""
+    crops = [normalised(image[300:429, 900:1029], MEAN, STD, "cpu") for image, _ in (pairs[0], pairs[-1])]
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(torch.cat(crops))
+    return network.eval()
+
+
+def _fit_classifier(network: PSPNet, pairs: list[Pair]) -> None:
+    """Fit the last layer to the labels of two crops, so that one class is preferred as clearly as after training."""
+    seen: list[Tensor] = []
+    hook = network.head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    wanted = []
+    with torch.no_grad():
+        for image, label in (pairs[0], pairs[-1]):
+            network(normalised(image[300:557, 900:1157], MEAN, STD, "cpu"))
+            wanted.append(torch.tensor(label[300:557:8, 900:1157:8]).long())
+    hook.remove()
+    features, target = torch.cat(seen), torch.stack(wanted)
+    optimizer = torch.optim.Adam(network.head.classifier.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        logits = network.head.classifier(features)
+        functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX).backward()
+        optimizer.step()
+
+
+class Plain(nn.Module):
+    """The same layers as the paper and semseg compute them: four pools, one concatenation, whole logits."""
+
+    def __init__(self, network: PSPNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits for each pixel."""
+        head = self.network.head
+        features = self.network.backbone(images).stage4
+        seen = [features]
+        for size, branch in zip(head.bin_sizes, head.branches, strict=True):
+            grid = branch(functional.adaptive_avg_pool2d(features, size))
+            seen.append(functional.interpolate(grid, features.shape[2:], mode="bilinear", align_corners=True))
+        x = functional.relu(head.norm(head.conv(torch.cat(seen, 1))), inplace=True)
+        logits = head.classifier(head.dropout(x))
+        return functional.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _reference(network: PSPNet, semseg: Path | None) -> tuple[nn.Module, str]:
+    """Return what is compared with, with the network's weights, and what it is."""
+    if semseg is None:
+        return Plain(network).eval(), "our own layers, computed as the paper states them (no --semseg)"
+    sys.path.insert(0, str(semseg))
+    theirs = importlib.import_module("model.pspnet").PSPNet(layers=50, classes=NUM_CLASSES, pretrained=False)
+    theirs.load_state_dict(
+        {
+            _their_name(name): tensor
+            for name, tensor in network.state_dict().items()
+            if "aux_head" not in name
+        },
+        strict=False,
+    )
+    return theirs.eval(), "semseg's model/pspnet.py with the same weights"
+
+
+def _their_name(name: str) -> str:
+    """Return semseg's name of a tensor of ours."""
+    part, _, rest = name.partition(".")
+    layer, _, tail = rest.partition(".")
+    if part == "backbone":
+        stem = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+        return f"layer0.{stem[layer]}.{tail}" if layer in stem else rest
+    if layer == "branches":
+        number, at, which = tail.split(".")
+        return f"ppm.features.{number}.{int(at) + 1}.{which}"
+    return f"cls.{ {'conv': 0, 'norm': 1, 'classifier': 4}[layer] }.{tail}"
+
+
+def _way_of(network: nn.Module) -> Way:
+    def predicted(image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        pixels = (torch.tensor(image).permute(2, 0, 1).float() - torch.tensor(MEAN)[:, None, None]) / (
+            torch.tensor(STD)[:, None, None]
+        )
+        continued = functional.pad(pixels[None], (0, -(width - 1) % 8, 0, -(height - 1) % 8))
+        with torch.inference_mode():
+            return network(continued).argmax(1)[0, :height, :width].byte().numpy()
+
+    return predicted
+
+
+# Measuring
+
+
+def _measure(ways: dict[str, Way], image: np.ndarray, *, num_rounds: int) -> Measured:
+    predictions = {name: way(image) for name, way in ways.items()}
+    assert len(np.unique(predictions["reference"])) > 3, "a prediction of few classes agrees by chance"
+    disagreement = {
+        name: float((prediction != predictions["reference"]).mean())
+        for name, prediction in predictions.items()
+    }
+    for name in ("plain", "fp32"):
+        if disagreement[name] > MAX_DISAGREEMENT:
+            sys.exit(f"{name} differs from the reference in {disagreement[name]:.1e} of the pixels.")
+    rounds = []
+    for _ in range(num_rounds):
+        seconds = {}
+        for name, way in ways.items():
+            begun = time.process_time()
+            way(image)
+            seconds[name] = time.process_time() - begun
+        rounds.append(seconds)
+    return Measured(f"{image.shape[1]}×{image.shape[0]}", rounds, disagreement)
+
+
+def _measure_confusion(pairs: list[Pair], *, num_rounds: int) -> list[tuple[float, float]]:
+    """Return the seconds that numpy's bincount and our counting take for a picture of 2048x1024, by round."""
+    target = pairs[0][1]
+    prediction = np.roll(target, 20, axis=1)
+    prediction[prediction == IGNORE_INDEX] = 0
+
+    def bincount() -> np.ndarray:
+        valid = target != IGNORE_INDEX
+        pairs_of_ids = target[valid].astype(np.int64) * NUM_CLASSES + prediction[valid]
+        return np.bincount(pairs_of_ids, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+
+    def ours() -> np.ndarray:
+        confusion = ConfusionMatrix(NUM_CLASSES)
+        confusion.update(torch.from_numpy(prediction), torch.from_numpy(target))
+        return confusion.counts.numpy()
+
+    assert np.array_equal(bincount(), ours())
+    rounds = []
+    for _ in range(num_rounds):
+        begun = time.process_time()
+        bincount()
+        between = time.process_time()
+        ours()
+        rounds.append((between - begun, time.process_time() - between))
+    return rounds
+
+
+# What is said of it
+
+
+def _table(measured: list[Measured]) -> str:
+    labels = {
+        "reference": "reference, fp32",
+        "plain": "pspnet, the network as it is trained, fp32",
+        "fp32": "**pspnet, as it predicts, fp32**",
+        "bf16": "**pspnet, as it predicts, bf16**",
+    }
+    lines = ["| picture | way | s | times the reference | other class |", "| --- | --- | --- | --- | --- |"]
+    for one in measured:
+        for name, label in labels.items():
+            seconds = median(seconds[name] for seconds in one.rounds)
+            lines.append(
+                f"| {one.size} | {label} | {seconds:.3g} | {cell(one.ratios(name))} | {one.disagreement[name]:.1e} |"
+            )
+    return "\n".join(lines)
+
+
+def _confusion_line(rounds: list[tuple[float, float]]) -> str:
+    theirs, ours = (median(column) * 1e3 for column in zip(*rounds, strict=True))
+    return (
+        f"Confusion of a picture of 2048×1024: {ours:.2g} ms, numpy's bincount {theirs:.2g} ms, "
+        f"{cell([a / b for a, b in rounds])} times as fast, the same counts."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The evaluation of `segfleet.evaluation`, its images shared out to a Ray cluster."""
+
+import copy
+import itertools
+import math
+from dataclasses import replace
+
+import ray
+import torch
+
+from pspnet.store import Store
+from segfleet import cluster
+from segfleet.config import WorkersConfig
+from segfleet.evaluation import (
+    Evaluation,
+    ImageCounts,
+    check_classes,
+    count_images,
+    evaluation_of,
+    labelled_images,
+)
+from segfleet.progress import tracked
+from segfleet.protocol import Protocol
+from segfleet.registry import SegmentationModel
+
+IMAGES_PER_TASK = 8
+"""Enough that handing them over costs nothing, few enough that no worker ends long after the others."""
+
+
+def evaluate_on_cluster(
+    model: SegmentationModel,
+    store: Store,
+    protocol: Protocol,
+    *,
+    workers: WorkersConfig,
+    has_boundaries: bool = False,
+) -> Evaluation:
+    """Return what `evaluate_model` returns, each image seen once by one of `workers.num_workers` workers.
+
+    Counts are whole numbers, each image is predicted by itself and no share is padded: the number of workers changes
+    nothing. Needs a connection to Ray; the store must lie where every node sees it. InputError where the cluster can
+    never hold a worker.
+    """
+    check_classes(model, store)
+    indices = labelled_images(store, protocol)
+    cluster.check_place(workers)
+    on_cpu = replace(model, network=copy.deepcopy(model.network).cpu(), device=torch.device("cpu"))
+    count = ray.remote(
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=1 if workers.use_gpu else 0,
+        runtime_env={"env_vars": cluster.environment(workers)},
+    )(_count)
+    shared, path = ray.put(on_cpu), store.location.text
+    size = max(1, min(IMAGES_PER_TASK, math.ceil(len(indices) / workers.num_workers)))
+    batches = [indices[first : first + size] for first in range(0, len(indices), size)]
+    images: dict[int, ImageCounts] = {}
+    counting: list[ray.ObjectRef] = []
+    waiting = iter(batches)
+    for _ in tracked(batches, f"evaluating {model.source} on {protocol.split}"):
+        for batch in itertools.islice(waiting, workers.num_workers - len(counting)):
+            counting.append(count.remote(shared, path, protocol, workers, batch, has_boundaries))
+        (done,), counting = ray.wait(counting)
+        images |= ray.get(done)
+    return evaluation_of(images, store.class_table, protocol)
+
+
+def _count(
+    model: SegmentationModel,
+    store_path: str,
+    protocol: Protocol,
+    workers: WorkersConfig,
+    indices: list[int],
+    has_boundaries: bool,
+) -> dict[int, ImageCounts]:
+    """Return the counts of a worker's images."""
+    torch.set_num_threads(workers.cpus_per_worker)
+    device = torch.device("cuda" if workers.use_gpu else "cpu")
+    model = replace(model, network=model.network.to(device), device=device)
+    return count_images(model, Store.open(store_path), protocol, indices, has_boundaries=has_boundaries)

@@ -1,0 +1,73 @@
+"""An evaluation that workers share is the one of a single worker, to the last count."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from pspnet.errors import InputError
+from pspnet.store import Store
+from segfleet import cluster
+from segfleet.config import WorkersConfig
+from segfleet.evaluation import ImageCounts, count_images, evaluate_model, evaluation_of
+from segfleet.parallel_evaluation import evaluate_on_cluster
+from segfleet.protocol import Protocol
+from segfleet.registry import SegmentationModel, load_package, package_model
+
+
+@pytest.fixture(scope="module")
+def model(
+    write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> SegmentationModel:
+    """Random weights, so that all classes are predicted somewhere."""
+    folder = tmp_path_factory.mktemp("shared")
+    return load_package(
+        package_model(write_checkpoint(folder / "epoch_0001", seed=3), folder / "package"), device="cpu"
+    )
+
+
+def test_the_order_in_which_images_are_counted_changes_nothing(
+    model: SegmentationModel, store: Store
+) -> None:
+    protocol = Protocol(store_digest=store.digest, split="val")
+    whole = evaluate_model(model, store, protocol, has_boundaries=True)
+    parts: dict[int, ImageCounts] = {}
+    for share in ([2], [0, 1]):
+        parts |= count_images(model, store, protocol, share, has_boundaries=True)
+    shared = evaluation_of(parts, store.class_table, protocol)
+    assert shared.scores == whole.scores
+    assert list(shared.images) == list(whole.images) == [0, 1, 2]
+    assert torch.equal(shared.confusion, whole.confusion)
+    assert shared.scores.mean_boundary_f is not None
+
+
+@pytest.mark.slow
+def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store, tmp_path: Path) -> None:
+    """Three images, so that two workers have unequal shares; more workers than this machine may have CPUs."""
+    protocol = Protocol(store_digest=store.digest, split="val", flip=True, window=33)
+    with cluster.connect(tmp_path):
+        evaluations = [
+            evaluate_on_cluster(
+                model, store, protocol, workers=WorkersConfig(num_workers=number), has_boundaries=True
+            )
+            for number in (1, 2, 3)
+        ]
+        with pytest.raises(InputError, match="10000 CPUs were asked for and the largest of 1 nodes"):
+            evaluate_on_cluster(model, store, protocol, workers=WorkersConfig(cpus_per_worker=10000))
+    assert not ray.is_initialized()
+    first = evaluations[0]
+    assert len(torch.unique(first.confusion.sum(0))) == 3
+    for other in evaluations[1:]:
+        assert torch.equal(other.confusion, first.confusion)
+        assert other.scores == first.scores
+        for index, image in first.images.items():
+            assert torch.equal(other.images[index].confusion.counts, image.confusion.counts)
+            assert np.array_equal(other.images[index].boundary, image.boundary)  # type: ignore[arg-type]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers have
+    alone = evaluate_model(model, store, protocol, has_boundaries=True)
+    torch.set_num_threads(num_threads)
+    assert alone.scores == first.scores

@@ -1,0 +1,145 @@
+"""A submission is what the Cityscapes server takes; stores of other data sets work in all other ways."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pspnet.errors import InputError
+from pspnet.labels import CITYSCAPES, NYUV2_40, ClassTable
+from pspnet.metrics import ConfusionMatrix
+from pspnet.store import Store, publish_store, write_shard
+from segfleet.evaluation import evaluate_model, write_evaluation
+from segfleet.prediction import predict_folder
+from segfleet.protocol import Protocol, ViewOptions
+from segfleet.registry import SegmentationModel, load_package, package_model
+from segfleet.sources.cityscapes import cityscapes_source
+from segfleet.sources.demo import draw_demo
+from segfleet.submission import ENDING, write_submission
+
+Pair = tuple[str, np.ndarray, np.ndarray | None]
+
+
+def published(folder: Path, table: ClassTable, splits: dict[str, list[Pair]]) -> Store:
+    aside = folder / "aside"
+    aside.mkdir(parents=True)
+    shards = {
+        split: [write_shard(aside / f"{split}.arrow", pairs, num_classes=table.num_classes)]
+        for split, pairs in splits.items()
+    }
+    publish_store(aside, folder / "store", name=table.name, class_table=table, splits=shards, source={})
+    return Store.open(folder / "store")
+
+
+@pytest.fixture(scope="module")
+def street_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three drawn scenes with labels as val, and one without as test."""
+    folder = tmp_path_factory.mktemp("streets")
+    draw_demo(folder / "demo", num_train=1, num_val=3, size=(96, 48))
+    source = cityscapes_source(folder / "demo")
+    scenes: list[Pair] = []
+    for pair in source.listing().pairs:
+        image, ids = source.read(pair)
+        if pair.split == "val":
+            assert ids is not None
+            scenes.append((pair.name, image, CITYSCAPES.train_id_of(ids, where=pair.name)))
+    unlabelled: Pair = ("nowhere_000000_000019", scenes[0][1], None)
+    return published(folder, CITYSCAPES, {"val": scenes, "test": [unlabelled]})
+
+
+def model_of(table: ClassTable, write_checkpoint: Callable[..., Path], folder: Path) -> SegmentationModel:
+    checkpoint = write_checkpoint(folder / "epoch_0001", classes=table, seed=1)
+    return load_package(package_model(checkpoint, folder / "package"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def street_model(
+    write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> SegmentationModel:
+    return model_of(CITYSCAPES, write_checkpoint, tmp_path_factory.mktemp("street_model"))
+
+
+def test_the_files_are_found_by_the_official_evaluator_and_score_what_we_score(
+    street_model: SegmentationModel, street_store: Store, tmp_path: Path
+) -> None:
+    evaluator = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    protocol = ViewOptions(protocol="semseg").protocol_on(street_store.digest, "val", crop_size=33)
+    paths = write_submission(street_model, street_store, protocol, tmp_path / "out")
+    args = evaluator.CArgs()
+    args.predictionPath, args.predictionWalk = str(tmp_path / "out"), None
+    confusion = ConfusionMatrix(19)
+    split = street_store.split("val")
+    for index, path in enumerate(paths[:-1]):
+        label_file = f"{split.name(index)}_gtFine_labelIds.png"
+        assert evaluator.getPrediction(args, label_file) == str(path)
+        with Image.open(path) as picture:
+            assert picture.mode == "L"
+            ids = np.asarray(picture)
+        assert ids.shape == (48, 96)
+        train_ids = CITYSCAPES.train_id_of(ids, where=path.name)
+        assert (train_ids < 19).all()
+        confusion.update(torch.from_numpy(train_ids), torch.tensor(split.label(index)))
+    evaluation = evaluate_model(street_model, street_store, protocol)
+    assert torch.equal(confusion.counts, evaluation.confusion)
+    assert evaluation.scores.category_miou is not None
+    with zipfile.ZipFile(paths[-1]) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [path.name for path in paths[:-1]]
+        assert archive.read(paths[0].name) == paths[0].read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in paths}
+
+
+def test_a_split_without_labels_can_be_submitted(
+    street_model: SegmentationModel, street_store: Store, tmp_path: Path
+) -> None:
+    protocol = Protocol(store_digest=street_store.digest, split="test")
+    paths = write_submission(street_model, street_store, protocol, tmp_path)
+    assert [path.name for path in paths] == [f"nowhere_000000_000019{ENDING}", "submission.zip"]
+    with pytest.raises(InputError, match="none of the 1 images of 'test' has one"):
+        evaluate_model(street_model, street_store, protocol)
+
+
+def test_names_that_are_not_cityscapes_are_refused(
+    street_model: SegmentationModel, street_store: Store, tmp_path: Path
+) -> None:
+    image = np.zeros((33, 33, 3), np.uint8)
+    other = published(tmp_path, CITYSCAPES, {"val": [("holiday", image, None)]})
+    protocol = Protocol(store_digest=other.digest, split="val")
+    with pytest.raises(InputError, match="but one is 'holiday'"):
+        write_submission(street_model, other, protocol, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rooms_are_refused_as_a_submission_and_work_in_all_other_ways(
+    write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two rooms of NYU Depth V2's 40 classes, one of them smaller than the sliding window."""
+    random = np.random.default_rng(0)
+    rooms: list[Pair] = []
+    for number, (height, width) in enumerate(((48, 64), (30, 40))):
+        image = random.integers(0, 256, (height, width, 3), np.uint8)
+        label = np.kron(random.integers(0, 40, (height // 2, width // 2)), np.ones((2, 2))).astype(np.uint8)
+        label[:3] = 255
+        rooms.append((f"{number:04d}", image, label))
+    store = published(tmp_path, NYUV2_40, {"val": rooms})
+    model = model_of(NYUV2_40, write_checkpoint, tmp_path)
+    for name in ("whole", "semseg", "semseg_ms", "mmseg", "mmseg_ms"):
+        protocol = ViewOptions(protocol=name).protocol_on(store.digest, "val", crop_size=33)
+        evaluation = evaluate_model(model, store, protocol, has_boundaries=True)
+        assert evaluation.scores.category_iou == {}
+        assert evaluation.scores.category_miou is None
+        assert evaluation.scores.mean_boundary_f is not None
+        assert int(evaluation.confusion.sum()) == 45 * 64 + 27 * 40
+    paths = write_evaluation(evaluation, model, store, tmp_path / "evaluation", num_examples=1)
+    assert all(path.is_file() for path in paths)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(rooms[0][1]).save(pictures / "room.png")
+    views = ViewOptions(protocol="semseg").views(33)
+    assert len(predict_folder(model, pictures, tmp_path / "out", views=views).label_paths) == 1
+    with pytest.raises(InputError, match="Cityscapes' 19 classes, but this one's are those of 'nyuv2_40'"):
+        write_submission(model, store, protocol, tmp_path / "submission")
