@@ -1,25 +1,26 @@
-"""Whether the challenger replaces the champion: a pure decision, and its execution in the registry."""
+"""Whether the challenger replaces the champion: both measured in one way, the gate's decision, and its execution."""
 
-import math
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
 
 from pspnet.errors import InputError
 from pspnet.store import Store
-from segfleet.evaluation import evaluate_model
-from segfleet.protocol import Protocol, ViewOptions, require_same_protocol
-from segfleet.registry import CHALLENGER, CHAMPION, aliases_of, fetch, find_version, record_promotion
+from segfleet.clean_load import check_clean_load
+from segfleet.evaluation import Evaluation, evaluate_model
+from segfleet.gate import Decision, Limits, Measured, decide, size_failures
+from segfleet.promotion_record import PromotionEntry, alone, append, history, record
+from segfleet.protocol import Protocol, ViewOptions
+from segfleet.registry import CHALLENGER, CHAMPION, SegmentationModel, aliases_of, fetch, find_version
 from segfleet.scores import Scores
 
-
-@dataclass(frozen=True)
-class Promotion:
-    """A decision and the numbers behind it."""
-
-    promote: bool
-    reason: str
+LATENCY_ROUNDS, LATENCY_IMAGES = 3, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromotionReport:
     """What `promote` compared, decided and did."""
 
@@ -29,28 +30,12 @@ class PromotionReport:
     """The champion before."""
     challenger: Scores
     champion: Scores | None
-    promotion: Promotion
+    promote: bool
+    reasons: list[str]
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Gain, its lower end, seconds per image, bytes: what the decision rests on."""
     is_executed: bool
     """Whether the challenger is the champion now."""
-
-
-def decide_promotion(challenger: Scores, champion: Scores | None, *, min_gain: float) -> Promotion:
-    """Promote a challenger whose mIoU is at least `min_gain` above the champion's, measured the same way."""
-    if not 0 <= min_gain <= 1:
-        raise InputError(f"min_gain must be a difference of mIoUs between 0 and 1, but got {min_gain}.")
-    if not math.isfinite(challenger.miou):
-        return Promotion(promote=False, reason="the challenger's mIoU is not a number")
-    if champion is None:
-        return Promotion(promote=True, reason=f"there is no champion yet; mIoU {challenger.miou:.4f}")
-    try:
-        require_same_protocol(challenger.protocol, champion.protocol)
-    except InputError as error:
-        return Promotion(promote=False, reason=str(error))
-    gain = challenger.miou - champion.miou
-    reason = (
-        f"mIoU {challenger.miou:.4f} against {champion.miou:.4f}: gain {gain:+.4f}, required {min_gain:.4f}"
-    )
-    return Promotion(promote=gain >= min_gain, reason=reason)
 
 
 def promote(
@@ -60,53 +45,107 @@ def promote(
     store: Store,
     split: str,
     views: ViewOptions,
-    min_gain: float,
+    limits: Limits,
     dry_run: bool,
+    why: str = "",
 ) -> PromotionReport:
-    """Score the challenger and the champion of `name` under one protocol and move the alias if that is
-    earned. A protocol that goes by the training's crop goes by the challenger's, for both.
+    """Score the challenger and the champion of `name` under one protocol and move the alias if that is earned.
 
-    With `dry_run` nothing in the registry changes. InputError where there is no challenger, or where somebody
-    else moved an alias meanwhile.
+    A protocol that goes by the training's crop goes by the challenger's, for both. A first champion needs no gain.
+    With `dry_run` nothing in the registry changes. InputError where there is no challenger, where it does not load in
+    a process of its own, or where somebody else decides at the same time.
     """
-    challenger_version = int(find_version(tracking_uri, name, CHALLENGER).version)
+    version = int(find_version(tracking_uri, name, CHALLENGER).version)
     before = aliases_of(tracking_uri, name)
     champion_version = before.get(CHAMPION)
-    model = fetch(f"models:/{name}/{challenger_version}", tracking_uri=tracking_uri)
-    protocol = views.protocol_on(store.digest, split, crop_size=model.crop_size)
-    challenger = evaluate_model(model, store, protocol).scores
-    if champion_version == challenger_version:
-        promotion = Promotion(promote=True, reason=f"version {challenger_version} is the champion already")
+    challenger = fetch(f"models:/{name}/{version}", tracking_uri=tracking_uri)
+    protocol = views.protocol_on(store.digest, split, crop_size=challenger.crop_size)
+    ours = evaluate_model(challenger, store, protocol)
+    if champion_version == version:
+        if not dry_run:
+            _complete(tracking_uri, name, version)
         return PromotionReport(
-            name, challenger_version, champion_version, challenger, challenger, promotion, is_executed=True
+            name=name,
+            challenger_version=version,
+            champion_version=version,
+            challenger=ours.scores,
+            champion=ours.scores,
+            promote=True,
+            reasons=[f"version {version} is the champion already"],
+            is_executed=True,
         )
-    champion = (
-        None if champion_version is None else _scored(tracking_uri, name, champion_version, store, protocol)
-    )
-    promotion = decide_promotion(challenger, champion, min_gain=min_gain)
+    theirs: Evaluation | None = None
+    if champion_version is None:
+        decision, numbers = _without_champion(challenger, ours, limits)
+    else:
+        champion = fetch(f"models:/{name}/{champion_version}", tracking_uri=tracking_uri)
+        theirs = evaluate_model(champion, store, protocol)
+        decision, numbers = _compared(challenger, ours, champion, theirs, store, protocol, limits)
+    check_clean_load(challenger, tracking_uri=tracking_uri)
     if not dry_run:
-        if aliases_of(tracking_uri, name) != before:
-            raise InputError(
-                f"The aliases of {name!r} must not change during a comparison, but somebody moved one. Run "
-                "the same "
-                "command again."
-            )
-        record_promotion(
-            tracking_uri,
-            name,
-            version=challenger_version,
-            is_promoted=promotion.promote,
-            reason=f"{promotion.reason} (protocol {protocol.digest}: {protocol})",
+        entry = PromotionEntry(
+            decision="promoted" if decision.promote else "refused",
+            version=version,
+            champion_before=champion_version,
+            champion_after=version if decision.promote else champion_version,
+            reasons=decision.reasons,
+            protocol=f"{protocol.digest}: {protocol}",
+            numbers=numbers | {f"iou {key}": round(value, 5) for key, value in decision.class_gains.items()},
+            why=why,
         )
+        with alone(tracking_uri, name):
+            if aliases_of(tracking_uri, name) != before:
+                raise InputError(
+                    f"The aliases of {name!r} must not change during a comparison, but somebody moved one. Run the "
+                    "same command again."
+                )
+            record(tracking_uri, name, entry)
     return PromotionReport(
-        name,
-        challenger_version,
-        champion_version,
-        challenger,
-        champion,
-        promotion,
-        is_executed=promotion.promote and not dry_run,
+        name=name,
+        challenger_version=version,
+        champion_version=champion_version,
+        challenger=ours.scores,
+        champion=None if theirs is None else theirs.scores,
+        promote=decision.promote,
+        reasons=decision.reasons,
+        numbers=numbers,
+        is_executed=decision.promote and not dry_run,
     )
+
+
+def roll_back(tracking_uri: str, name: str, *, dry_run: bool, why: str = "") -> PromotionEntry:
+    """Make the champion before the last promotion the champion again; InputError where there was none."""
+    current = aliases_of(tracking_uri, name).get(CHAMPION)
+    former = next(
+        (
+            entry.champion_before
+            for entry in reversed(history(tracking_uri, name))
+            if entry.decision == "promoted" and entry.champion_after == current
+        ),
+        None,
+    )
+    if current is None or former is None:
+        raise InputError(
+            f"A promotion can be taken back where there was a champion before, but the history of {name!r} has none "
+            f"before version {current}. --history True shows it."
+        )
+    check_clean_load(fetch(f"models:/{name}/{former}", tracking_uri=tracking_uri), tracking_uri=tracking_uri)
+    entry = PromotionEntry(
+        decision="rolled back",
+        version=former,
+        champion_before=current,
+        champion_after=former,
+        reasons=[f"back to the champion before version {current}"],
+        why=why,
+    )
+    if not dry_run:
+        with alone(tracking_uri, name):
+            if aliases_of(tracking_uri, name).get(CHAMPION) != current:
+                raise InputError(
+                    f"The champion of {name!r} must not change meanwhile, but it did. Look again."
+                )
+            record(tracking_uri, name, entry)
+    return entry
 
 
 def comparison_table(report: PromotionReport) -> str:
@@ -139,14 +178,104 @@ def comparison_table(report: PromotionReport) -> str:
     )
 
 
+def _complete(tracking_uri: str, name: str, version: int) -> None:
+    """Add the promotion of the present champion to the history, if who made it died before it did."""
+    entries = history(tracking_uri, name)
+    tags = find_version(tracking_uri, name, str(version)).tags
+    is_known = any(entry.champion_after == version for entry in entries)
+    if is_known or tags.get("promotion") != "promoted":
+        return
+    before = next((entry.champion_after for entry in reversed(entries) if entry.champion_after), None)
+    append(
+        tracking_uri,
+        name,
+        PromotionEntry(
+            decision="promoted",
+            version=version,
+            champion_before=before,
+            champion_after=version,
+            reasons=[tags.get("promotion_reason", "")],
+            why="completed after an interruption",
+        ),
+    )
+
+
+def _without_champion(
+    challenger: SegmentationModel, evaluation: Evaluation, limits: Limits
+) -> tuple[Decision, dict[str, float]]:
+    size = _num_bytes(challenger)
+    measured = Measured(
+        counts=_counts(evaluation, list(evaluation.images)), seconds_per_image=0.0, size_bytes=size
+    )
+    failed = size_failures(measured, limits)
+    miou = evaluation.scores.miou
+    decision = Decision(
+        promote=not failed,
+        reasons=failed or [f"there is no champion yet; mIoU {miou:.4f}"],
+        gain=miou,
+        lower_gain=miou,
+        class_gains={},
+    )
+    return decision, {"miou": miou, "bytes": float(size)}
+
+
+def _compared(
+    challenger: SegmentationModel,
+    ours: Evaluation,
+    champion: SegmentationModel,
+    theirs: Evaluation,
+    store: Store,
+    protocol: Protocol,
+    limits: Limits,
+) -> tuple[Decision, dict[str, float]]:
+    indices = sorted(ours.images)
+    seconds = _seconds_per_image((challenger, champion), store, protocol, indices)
+    measured = [
+        Measured(counts=_counts(evaluation, indices), seconds_per_image=taken, size_bytes=_num_bytes(model))
+        for model, evaluation, taken in zip((challenger, champion), (ours, theirs), seconds, strict=True)
+    ]
+    decision = decide(measured[0], measured[1], list(store.class_table.class_names), limits)
+    numbers = {
+        "miou": ours.scores.miou,
+        "champion_miou": theirs.scores.miou,
+        "gain": decision.gain,
+        "lower_gain": decision.lower_gain,
+        "min_gain": limits.min_gain,
+        "confidence": limits.confidence,
+        "num_images": float(len(indices)),
+        "latency_ratio": seconds[0] / seconds[1],
+        "bytes": float(measured[0].size_bytes),
+    }
+    return decision, {key: round(value, 6) for key, value in numbers.items()}
+
+
+def _counts(evaluation: Evaluation, indices: Sequence[int]) -> np.ndarray:
+    return np.stack([evaluation.images[index].confusion.counts.numpy() for index in indices])
+
+
+def _num_bytes(model: SegmentationModel) -> int:
+    return sum(value.numel() * value.element_size() for value in model.network.state_dict().values())
+
+
+def _seconds_per_image(
+    models: Sequence[SegmentationModel], store: Store, protocol: Protocol, indices: Sequence[int]
+) -> list[float]:
+    """Return the median seconds of each model per image, the models by turns."""
+    split = store.split(protocol.split)
+    images = [split.image(index) for index in indices[:LATENCY_IMAGES]]
+    taken: list[list[float]] = [[] for _ in models]
+    for _ in range(LATENCY_ROUNDS):
+        for of_model, model in zip(taken, models, strict=True):
+            started = time.perf_counter()
+            for image in images:
+                model.predict_as(image, protocol)
+            of_model.append((time.perf_counter() - started) / len(images))
+    return [median(of_model) for of_model in taken]
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
 def _gain(challenger: float | None, champion: float | None) -> str:
     return "" if challenger is None or champion is None else f"{challenger - champion:+.4f}"
-
-
-def _scored(tracking_uri: str, name: str, version: int, store: Store, protocol: Protocol) -> Scores:
-    model = fetch(f"models:/{name}/{version}", tracking_uri=tracking_uri)
-    return evaluate_model(model, store, protocol).scores

@@ -296,17 +296,6 @@ def aliases_of(tracking_uri: str, name: str) -> dict[str, int]:
         return {alias: int(version) for alias, version in aliases.items()}
 
 
-def record_promotion(tracking_uri: str, name: str, *, version: int, is_promoted: bool, reason: str) -> None:
-    """Write the decision on the version, and make it the champion where it was promoted."""
-    with tracking.plain_errors(tracking_uri):
-        client = tracking.client(tracking_uri)
-        decision = "promoted" if is_promoted else "refused"
-        client.set_model_version_tag(name, str(version), "promotion", decision)
-        client.set_model_version_tag(name, str(version), "promotion_reason", reason)
-        if is_promoted:
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-
-
 def fetch(
     model_uri: str, *, tracking_uri: str = "", device: str | torch.device | None = None
 ) -> SegmentationModel:

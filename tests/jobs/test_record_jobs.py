@@ -95,10 +95,12 @@ def test_a_submission_of_other_classes_than_cityscapes_is_one_plain_message(
 def test_promote_refuses_with_3_and_promotes_with_0(
     call: Call, local: TrackingConfig, name: str, store: Store
 ) -> None:
-    arguments = ("--name", name, "--store", store.location.path, "--tracking-uri", local.tracking_uri)
+    model = ("--name", name, "--tracking-uri", local.tracking_uri)
+    arguments: tuple[object, ...] = (*model, "--store", store.location.path)
     code, out, _ = call("promote.py", *arguments, "--min-gain", 0.9)
     assert code == 3
-    assert "version 2 refused: mIoU" in out
+    assert "version 2 refused: the gain in mIoU" in out
+    arguments = (*arguments, "--class-floors", "car", 1.0)
     code, out, _ = call("promote.py", *arguments, "--dry-run", "True")
     assert code == 0
     assert "would be promoted" in out
@@ -107,6 +109,13 @@ def test_promote_refuses_with_3_and_promotes_with_0(
     assert code == 0
     assert "version 2 promoted" in out
     assert aliases_of(local.tracking_uri, name)["champion"] == 2
+    code, out, _ = call("promote.py", *model, "--history", "True")
+    assert code == 0
+    assert [line.split("version 2 ")[1].split(",")[0] for line in out.splitlines()] == ["refused", "promoted"]
+    code, out, _ = call("promote.py", *model, "--rollback", "True")
+    assert code == 0
+    assert "version 1 is the champion again" in out
+    assert aliases_of(local.tracking_uri, name)["champion"] == 1
 
 
 def test_predict_skips_a_bad_picture_and_says_so(

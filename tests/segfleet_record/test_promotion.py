@@ -1,7 +1,9 @@
 """Laws of the promotion: the decision on numbers, and its execution in a registry."""
 
-import dataclasses
-import math
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,67 +15,17 @@ from pspnet.store import Store
 from segfleet import promotion, registry, tracking
 from segfleet.config import TrackingConfig
 from segfleet.evaluation import evaluate_model
-from segfleet.promotion import comparison_table, decide_promotion, promote
-from segfleet.protocol import Protocol, ViewOptions
+from segfleet.gate import Limits
+from segfleet.promotion import comparison_table, promote, roll_back
+from segfleet.promotion_record import alone, history, history_table
+from segfleet.protocol import ViewOptions
 from segfleet.registry import aliases_of, package_model, register
-from segfleet.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
 )
 
 HOW: dict[str, Any] = {"split": "val", "views": ViewOptions()}
-PROTOCOL = Protocol(store_digest="d", split="val")
-
-
-def scores(miou: float, protocol: Protocol = PROTOCOL) -> Scores:
-    return Scores(miou=miou, mean_accuracy=0.5, pixel_accuracy=0.5, class_iou={}, protocol=protocol)
-
-
-@pytest.mark.parametrize(
-    ("challenger", "champion", "min_gain", "is_promoted", "reason"),
-    [
-        (0.25, None, 0.0, True, "there is no champion yet; mIoU 0.2500"),
-        (0.75, 0.5, 0.25, True, "mIoU 0.7500 against 0.5000: gain +0.2500, required 0.2500"),
-        (0.75, 0.5, 0.5, False, "mIoU 0.7500 against 0.5000: gain +0.2500, required 0.5000"),
-        (0.5, 0.75, 0.0, False, "mIoU 0.5000 against 0.7500: gain -0.2500, required 0.0000"),
-        (0.5, 0.5, 0.0, True, "mIoU 0.5000 against 0.5000: gain +0.0000, required 0.0000"),
-        (math.nan, None, 0.0, False, "the challenger's mIoU is not a number"),
-    ],
-)
-def test_a_challenger_needs_the_gain_that_is_asked_for(
-    challenger: float, champion: float | None, min_gain: float, is_promoted: bool, reason: str
-) -> None:
-    decision = decide_promotion(
-        scores(challenger), None if champion is None else scores(champion), min_gain=min_gain
-    )
-    assert (decision.promote, decision.reason) == (is_promoted, reason)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"store_digest": "e"},
-        {"split": "test"},
-        {"flip": True},
-        {"window": 713},
-        {"scales": (1.0, 2.0)},
-        {"precision": "bf16"},
-    ],
-)
-def test_scores_of_different_protocols_are_never_compared(change: dict[str, object]) -> None:
-    other = dataclasses.replace(PROTOCOL, **change)  # type: ignore[arg-type]
-    decision = decide_promotion(scores(0.9, other), scores(0.1), min_gain=0.0)
-    assert not decision.promote
-    assert "only under one protocol" in decision.reason
-    for name, value in change.items():
-        assert f"{name} {value} and {getattr(PROTOCOL, name)}" in decision.reason
-
-
-@pytest.mark.parametrize("min_gain", [-0.1, 1.5, math.nan])
-def test_a_gain_that_is_no_difference_of_mious_is_refused(min_gain: float) -> None:
-    with pytest.raises(InputError, match="between 0 and 1"):
-        decide_promotion(scores(0.5), None, min_gain=min_gain)
 
 
 @pytest.fixture
@@ -92,22 +44,28 @@ def registered(
     return name
 
 
-def test_a_better_challenger_becomes_champion_and_the_version_says_why(
+def test_a_better_challenger_becomes_champion_and_the_history_says_why(
     local: TrackingConfig, store: Store, registered: str
 ) -> None:
     uri = local.tracking_uri
+    refused = promote(uri, registered, store=store, **HOW, limits=Limits(min_gain=0.9), dry_run=False)
+    assert (refused.promote, refused.is_executed) == (False, False)
+    assert "the gain in mIoU is +0." in refused.reasons[0]
+    assert aliases_of(uri, registered)["champion"] == 1
+    assert tracking.client(uri).get_model_version(registered, "2").tags["promotion"] == "refused"
 
-    refused = promote(uri, registered, store=store, **HOW, min_gain=0.9, dry_run=False)
-    assert (refused.promotion.promote, refused.is_executed) == (False, False)
+    sacrificed = promote(uri, registered, store=store, **HOW, limits=Limits(), dry_run=False)
+    assert not sacrificed.promote  # it sees no car, which the champion does
+    assert [reason.split(" loses ")[0] for reason in sacrificed.reasons] == ["car"]
+
+    limits = Limits(class_floors={"car": 1.0})
+    tried = promote(uri, registered, store=store, **HOW, limits=limits, dry_run=True)
+    assert (tried.promote, tried.is_executed) == (True, False)
     assert aliases_of(uri, registered)["champion"] == 1
 
-    tried = promote(uri, registered, store=store, **HOW, min_gain=0.01, dry_run=True)
-    assert (tried.promotion.promote, tried.is_executed) == (True, False)
-    assert aliases_of(uri, registered)["champion"] == 1
-
-    done = promote(uri, registered, store=store, **HOW, min_gain=0.01, dry_run=False)
-    assert (done.promotion.promote, done.is_executed) == (True, True)
-    assert aliases_of(uri, registered)["champion"] == 2
+    done = promote(uri, registered, store=store, **HOW, limits=limits, dry_run=False, why="more road")
+    assert (done.promote, done.is_executed) == (True, True)
+    assert aliases_of(uri, registered) == {"champion": 2, "challenger": 2}
     # road is three quarters of the pixels or a little more; car and road are the classes that occur
     assert done.challenger.class_iou["car"] == 0.0
     assert done.champion is not None
@@ -115,12 +73,94 @@ def test_a_better_challenger_becomes_champion_and_the_version_says_why(
     assert done.challenger.miou == pytest.approx(done.challenger.pixel_accuracy / 2)
     tags = tracking.client(uri).get_model_version(registered, "2").tags
     assert tags["promotion"] == "promoted"
-    assert done.promotion.reason in tags["promotion_reason"]
-    assert "split val" in tags["promotion_reason"]
+    assert done.reasons[0] in tags["promotion_reason"]
+    assert "version 2" in tracking.client(uri).get_model_version(registered, "1").tags["promotion_of_other"]
     assert "road" in comparison_table(done)
 
-    again = promote(uri, registered, store=store, **HOW, min_gain=0.01, dry_run=False)
-    assert "already" in again.promotion.reason
+    entries = history(uri, registered)
+    assert [entry.decision for entry in entries] == ["refused", "refused", "promoted"]
+    assert (entries[-1].champion_before, entries[-1].champion_after, entries[-1].why) == (1, 2, "more road")
+    assert entries[-1].numbers["gain"] == pytest.approx(done.challenger.miou - done.champion.miou, abs=1e-6)
+    assert "split val" in entries[-1].protocol
+    assert "more road" in history_table(entries)
+
+    again = promote(uri, registered, store=store, **HOW, limits=limits, dry_run=False)
+    assert "already" in again.reasons[0]
+    assert len(history(uri, registered)) == 3
+
+    back = roll_back(uri, registered, dry_run=False)
+    assert (back.champion_before, back.champion_after) == (2, 1)
+    assert aliases_of(uri, registered)["champion"] == 1
+    with pytest.raises(InputError, match="has none before version 1"):
+        roll_back(uri, registered, dry_run=False)
+
+
+def test_a_promotion_that_was_cut_off_before_its_history_is_completed(
+    local: TrackingConfig, store: Store, registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(class_floors={"car": 1.0})
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segfleet.promotion_record.append", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            promote(local.tracking_uri, registered, store=store, **HOW, limits=limits, dry_run=False)
+    assert aliases_of(local.tracking_uri, registered)["champion"] == 2
+    assert history(local.tracking_uri, registered) == []
+    promote(local.tracking_uri, registered, store=store, **HOW, limits=limits, dry_run=False)
+    (entry,) = history(local.tracking_uri, registered)
+    assert (entry.decision, entry.version, entry.why) == ("promoted", 2, "completed after an interruption")
+
+
+def test_of_many_who_decide_at_once_one_does_at_a_time(local: TrackingConfig, registered: str) -> None:
+    inside, most, refused = 0, 0, 0
+    guard = threading.Lock()
+
+    def decide() -> None:
+        nonlocal inside, most, refused
+        try:
+            with alone(local.tracking_uri, registered):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                with guard:
+                    inside -= 1
+        except InputError:
+            with guard:
+                refused += 1
+
+    threads = [threading.Thread(target=decide) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert refused < 8
+    with alone(local.tracking_uri, registered), pytest.raises(InputError, match="has been at it since"):  # noqa: SIM117
+        with alone(local.tracking_uri, registered):
+            pass
+    with alone(local.tracking_uri, registered):
+        pass
+
+
+def test_what_a_killed_process_held_is_taken_over(local: TrackingConfig, registered: str) -> None:
+    code = (
+        "import os, sys\n"
+        "from segfleet.promotion_record import alone\n"
+        "with alone(sys.argv[1], sys.argv[2]):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(
+        [sys.executable, "-c", code, local.tracking_uri, registered], env=environment, check=False
+    )
+    assert killed.returncode == -9
+    held = tracking.client(local.tracking_uri).get_registered_model(f"{registered}.promoting")
+    assert held.name == f"{registered}.promoting"
+    with alone(local.tracking_uri, registered):
+        pass
 
 
 def test_an_alias_that_somebody_moved_meanwhile_stops_the_promotion(
@@ -133,10 +173,10 @@ def test_an_alias_that_somebody_moved_meanwhile_stops_the_promotion(
 
     monkeypatch.setattr(promotion, "evaluate_model", evaluate_slowly)
     with pytest.raises(InputError, match="somebody moved one"):
-        promote(local.tracking_uri, registered, store=store, **HOW, min_gain=0.0, dry_run=False)
+        promote(local.tracking_uri, registered, store=store, **HOW, limits=Limits(), dry_run=False)
 
 
 def test_a_model_without_challenger_is_refused(local: TrackingConfig, store: Store, registered: str) -> None:
     tracking.client(local.tracking_uri).delete_registered_model_alias(registered, registry.CHALLENGER)
     with pytest.raises(InputError, match="no version or alias 'challenger'"):
-        promote(local.tracking_uri, registered, store=store, **HOW, min_gain=0.0, dry_run=False)
+        promote(local.tracking_uri, registered, store=store, **HOW, limits=Limits(), dry_run=False)
