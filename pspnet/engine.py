@@ -1,9 +1,12 @@
 """One epoch of training and one evaluation, in one process or in each process of a DDP group."""
 
+import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,29 +15,34 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data import Batch
+from pspnet.distributed import summed, world_size
+from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast, predict
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet, refuse_single_values
-from pspnet.optim import poly_factor, set_lr
+from pspnet.optim import poly_factor, set_lr, warm_up_factor
 from pspnet.store import Split
 
 
 class DivergedError(RuntimeError):
-    """The loss of an iteration is not a finite number; every worker raises it, before the weights change."""
+    """Loss or gradient of an iteration are not finite; every worker raises it, before the weights change."""
 
-    def __init__(self, iteration: int, names: Sequence[str]) -> None:
+    def __init__(
+        self, iteration: int, names: Sequence[str], what: Literal["loss", "gradient"] = "loss"
+    ) -> None:
         listed = ", ".join(names)
         super().__init__(
-            f"The loss of iteration {iteration} is not finite, on {listed}. A smaller lr may do."
+            f"The {what} of iteration {iteration} is not finite, on {listed}. A smaller lr may do."
         )
         self.iteration = iteration
         self.names = list(names)
-        """Images of the workers whose own share was not finite."""
+        """Images of the workers whose own share of the loss was not finite; of a gradient, of all workers."""
+        self.what: Literal["loss", "gradient"] = what
 
-    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str]]]:
-        return DivergedError, (self.iteration, self.names)
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str], Literal["loss", "gradient"]]]:
+        return DivergedError, (self.iteration, self.names, self.what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,8 @@ class IterationStats:
     loss: float
     main_loss: float
     aux_loss: float
+    gradient_norm: float
+    """Of all parameters together, before it is limited."""
     lr: float
     """Of the backbone."""
     images_per_s: float
@@ -83,17 +93,25 @@ def train_one_epoch(
     power: float,
     aux_loss_weight: float,
     precision: Precision = "fp32",
+    accumulation_steps: int = 1,
+    max_gradient_norm: float = 0.0,
+    warm_up_iterations: int = 0,
+    warm_up_start: float = 0.0,
     on_iteration: Callable[[IterationStats], None] | None = None,
 ) -> TrainStats:
     """Take one optimizer step for each of `batches`, the shares of this worker, and return what they came to.
 
     All workers must have equally many batches. `prepare` makes images and targets of a batch on the model's
     device; `start_iteration` is the number of steps taken before this call, of `max_iterations` in all.
-    Raises DivergedError on all workers where the loss of any is not finite.
+
+    Each batch goes through the network in `accumulation_steps` equal parts, whose gradients sum to those of the
+    whole, but for BatchNorm, which knows only its own part. A gradient whose norm over all parameters exceeds
+    `max_gradient_norm` (0: no limit) is scaled down to it. Warm-up: see `warm_up_factor`.
+    Raises DivergedError on all workers where the loss of any, or the gradient, is not finite.
     """
-    model.train()
+    train_mode(model)
     device = next(model.parameters()).device
-    world_size = _world_size()
+    num_workers = world_size()
     # A new scaler for each epoch (idle but for fp16): a resumed epoch starts as an uninterrupted one.
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     sums = torch.zeros(3, dtype=torch.float64)
@@ -102,28 +120,41 @@ def train_one_epoch(
     for batch, wait_s in _timed(batches):
         began = time.monotonic() - wait_s
         if iteration == start_iteration:
-            refuse_single_values(model, len(batch.windows))
+            refuse_single_values(model, len(batch.windows) // accumulation_steps)
         images, target = prepare(batch)
-        set_lr(optimizer, poly_factor(iteration, max_iterations, power))
-        num_valid = _summed((target != IGNORE_INDEX).sum())
-        with autocast(device, precision):
-            output = model(images, upsample=False)
-        loss = segmentation_loss(output, target, num_valid=num_valid, aux_loss_weight=aux_loss_weight)
-        shares = torch.stack([term.detach().double() for term in loss])
-        losses = _summed(shares.clone()).cpu()
-        if not losses.isfinite().all():
-            raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
+        assert len(images) % accumulation_steps == 0, f"{len(images)} images in {accumulation_steps} parts"
+        factor = poly_factor(iteration, max_iterations, power)
+        set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
+        num_valid = summed((target != IGNORE_INDEX).sum())
+        shares = torch.zeros(3, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss.total * world_size).backward()
+        parts = zip(images.chunk(accumulation_steps), target.chunk(accumulation_steps), strict=True)
+        for number, (part, part_target) in enumerate(parts, start=1):
+            with _gradients_shared(model, number == accumulation_steps):
+                with autocast(device, precision):
+                    output = model(part, upsample=False)
+                loss = segmentation_loss(
+                    output, part_target, num_valid=num_valid, aux_loss_weight=aux_loss_weight
+                )
+                shares += torch.stack([term.detach().double() for term in loss])
+                scaler.scale(loss.total * num_workers).backward()
+        scaler.unscale_(optimizer)
+        norm = _limit_gradients(model, max_gradient_norm)
+        everyones = summed(shares.clone())
+        *losses, gradient_norm = torch.cat([everyones, norm.double()[None]]).tolist()
+        if not all(map(math.isfinite, losses)):
+            raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
+        if not math.isfinite(gradient_norm) and not scaler.is_enabled():  # the scaler leaves such a step out
+            raise DivergedError(iteration, _gathered(batch.names), "gradient")
         scaler.step(optimizer)
         scaler.update()
 
-        sums += losses
-        num_images += images.shape[0] * world_size
+        sums += torch.tensor(losses, dtype=torch.float64)
+        num_images += images.shape[0] * num_workers
         data_wait_s += wait_s
         lr = float(optimizer.param_groups[0]["lr"])
         if on_iteration is not None:
-            total, main, aux = losses.tolist()
+            total, main, aux = losses
             on_iteration(
                 IterationStats(
                     iteration=iteration,
@@ -131,8 +162,9 @@ def train_one_epoch(
                     loss=total,
                     main_loss=main,
                     aux_loss=aux,
+                    gradient_norm=gradient_norm,
                     lr=lr,
-                    images_per_s=images.shape[0] * world_size / (time.monotonic() - began),
+                    images_per_s=images.shape[0] * num_workers / (time.monotonic() - began),
                     data_wait_s=wait_s,
                 )
             )
@@ -140,14 +172,14 @@ def train_one_epoch(
     num_iterations = iteration - start_iteration
     assert num_iterations > 0, "an epoch without a batch"
     total, main, aux = (sums / num_iterations).tolist()
-    waited = _summed(torch.tensor(data_wait_s, dtype=torch.float64, device=device))
+    waited = summed(torch.tensor(data_wait_s, dtype=torch.float64, device=device))
     return TrainStats(
         loss=total,
         main_loss=main,
         aux_loss=aux,
         lr=lr,
         images_per_s=num_images / (time.monotonic() - started),
-        data_wait_s=float(waited) / world_size,
+        data_wait_s=float(waited) / num_workers,
         iterations=num_iterations,
     )
 
@@ -192,7 +224,7 @@ def parallelise(model: PSPNet, device: torch.device | str) -> nn.Module:
     """
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if _world_size() == 1:
+    if world_size() == 1:
         return model
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -222,21 +254,31 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
         asked = time.monotonic()
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def _gradients_shared(model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    """Let DDP sum gradients over workers only in the last backward pass of an optimizer step."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
-def _summed(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all workers, in place."""
-    if _world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+def _limit_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Return the norm of all gradients together, and scale them down to `max_norm` where that is not 0."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _names_of_diverged(shares: Tensor, names: Sequence[str]) -> list[str]:
-    own = [] if shares.isfinite().all() else list(names)
-    if _world_size() == 1:
-        return own or list(names)
-    everyones: list[list[str]] = [[] for _ in range(_world_size())]
-    dist.all_gather_object(everyones, own)
+    found = _gathered([] if shares.isfinite().all() else names)
+    return found or _gathered(names)
+
+
+def _gathered(names: Sequence[str]) -> list[str]:
+    """Return the names of all workers, in the order of their ranks."""
+    if world_size() == 1:
+        return list(names)
+    everyones: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(everyones, list(names))
     return [name for theirs in everyones for name in theirs]

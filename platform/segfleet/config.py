@@ -112,7 +112,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Every field but `backbone_weights` is an argument of `pspnet.model.PSPNet`."""
+    """The network. Every field but `backbone_weights` and `freeze_…` is an argument of `pspnet.model.PSPNet`."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
     """Dilated ResNet that computes the features."""
@@ -135,6 +135,12 @@ class ModelConfig:
     has_aux_head: bool = True
     """Whether an auxiliary classifier is trained on stage 3."""
 
+    freeze_stages: int = 0
+    """The first so many of the backbone's stem and stages 1 to 4 keep their initial weights and statistics."""
+
+    freeze_batch_norm: Literal["none", "backbone", "all"] = "none"
+    """Where BatchNorm keeps its initial weights and normalises with its initial statistics."""
+
     def __post_init__(self) -> None:
         _require(
             all(size >= 1 for size in self.bin_sizes),
@@ -146,6 +152,10 @@ class ModelConfig:
         )
         _require(
             0 <= self.dropout < 1, f"model.dropout must be in [0, 1), but got {self.dropout}. Usual: 0.1."
+        )
+        _require(
+            0 <= self.freeze_stages <= 5,
+            f"model.freeze_stages must be 0 (none) to 5 (stem and all four stages), but got {self.freeze_stages}.",
         )
 
 
@@ -171,6 +181,16 @@ class OptimConfig:
     aux_loss_weight: float = 0.4
     """Weight of the auxiliary cross-entropy beside the main one."""
 
+    warm_up_iterations: int = 0
+    """The first so many iterations raise the learning rate linearly from warm_up_start times the scheduled one up to
+    it; 0 turns it off."""
+
+    warm_up_start: float = 1e-6
+    """Share of the scheduled learning rate at iteration 0 of a warm-up."""
+
+    max_gradient_norm: float = 0.0
+    """Gradients with a larger norm, over all parameters together, are scaled down to it; 0 turns it off."""
+
     def __post_init__(self) -> None:
         for name in ("base_lr", "head_lr_factor", "power"):
             value = getattr(self, name)
@@ -181,12 +201,21 @@ class OptimConfig:
         _require(
             0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), but got {self.momentum}. Usual: 0.9."
         )
-        for name in ("weight_decay", "aux_loss_weight"):
+        for name in ("weight_decay", "aux_loss_weight", "max_gradient_norm"):
             value = getattr(self, name)
             _require(
                 math.isfinite(value) and value >= 0,
                 f"optim.{name} must be 0 or a positive number, but got {value}. 0 turns it off.",
             )
+        _require(
+            self.warm_up_iterations >= 0,
+            f"optim.warm_up_iterations must be 0 or more, but got {self.warm_up_iterations}. 0 turns it off.",
+        )
+        _require(
+            0 < self.warm_up_start <= 1,
+            f"optim.warm_up_start must be above 0 and at most 1, but got {self.warm_up_start}. "
+            "mmsegmentation uses 1e-6.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +228,10 @@ class ScheduleConfig:
     global_batch_size: int = 16
     """Images per optimizer step, over all workers."""
 
+    accumulation_steps: int = 1
+    """Each worker takes its images of an optimizer step through the network in so many equal parts, one after the
+    other, which takes less memory. Only BatchNorm sees the difference: a part is normalised by itself."""
+
     max_iterations_per_epoch: int = 0
     """Ends each epoch after this many iterations; 0 for whole epochs."""
 
@@ -209,7 +242,7 @@ class ScheduleConfig:
     """Everything random follows from it."""
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "global_batch_size", "evaluate_every_epochs"):
+        for name in ("num_epochs", "global_batch_size", "accumulation_steps", "evaluate_every_epochs"):
             value = getattr(self, name)
             _require(value >= 1, f"schedule.{name} must be at least 1, but got {value}.")
         _require(
@@ -294,11 +327,22 @@ class TrainingConfig:
             f"schedule.global_batch_size must be a multiple of workers.num_workers, but got {batch} for "
             f"{num_workers} workers. The nearest are {lower} and {lower + num_workers}.",
         )
+        steps, share = self.schedule.accumulation_steps, batch // num_workers
+        _require(
+            share % steps == 0,
+            f"schedule.accumulation_steps must divide the {share} images that a worker has of a global batch, but got "
+            f"{steps}. These do: {', '.join(str(n) for n in range(1, share + 1) if share % n == 0)}.",
+        )
 
     @property
     def per_worker_batch_size(self) -> int:
         """Images per optimizer step of one worker."""
         return self.schedule.global_batch_size // self.workers.num_workers
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that a worker takes through the network at a time."""
+        return self.per_worker_batch_size // self.schedule.accumulation_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -286,7 +286,7 @@ def check_data(config: TrainingConfig) -> Store:
         )
     model = new_model(config, store.class_table.num_classes)
     if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
-        refuse_single_values(model, config.per_worker_batch_size)
+        refuse_single_values(model, config.micro_batch_size)
     return store
 
 

@@ -39,6 +39,7 @@ from pspnet.engine import (
     train_one_epoch,
 )
 from pspnet.errors import InputError
+from pspnet.freezing import freeze
 from pspnet.inference import predict
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
@@ -315,6 +316,10 @@ class Training:
             power=optim.power,
             aux_loss_weight=optim.aux_loss_weight,
             precision=self.config.workers.precision,
+            accumulation_steps=schedule.accumulation_steps,
+            max_gradient_norm=optim.max_gradient_norm,
+            warm_up_iterations=optim.warm_up_iterations,
+            warm_up_start=optim.warm_up_start,
             on_iteration=lambda stats: self.log.iteration(
                 stats, epoch, schedule.num_epochs, max_iterations, schedule.global_batch_size
             ),
@@ -587,7 +592,7 @@ def _check_same_training(config: TrainingConfig, store_digest: str, checkpoint: 
 
 
 def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
-    """Return the network that `config.model` describes, with its initial weights."""
+    """Return the network that `config.model` describes, with its initial weights, parts of it frozen."""
     model = PSPNet(
         num_classes,
         backbone=config.model.backbone,
@@ -598,6 +603,7 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
         has_aux_head=config.model.has_aux_head,
     )
     load_backbone_weights(model, config.model.backbone_weights)
+    freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)
     return model
 
 

@@ -80,8 +80,22 @@ def test_a_stored_configuration_repeats_the_run(config: TrainingConfig, tmp_path
     assert weights_digest(tmp_path / "a") != weights_digest(tmp_path / "c")
 
 
+EVERY_FLAG = {
+    "schedule.global_batch_size": 4,
+    "schedule.accumulation_steps": 2,
+    "optim.max_gradient_norm": 1.0,
+    "optim.warm_up_iterations": 5,
+    "model.freeze_stages": 2,
+    "model.freeze_batch_norm": "backbone",
+}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERY_FLAG], ids=["plain", "every flag"])
 @pytest.mark.parametrize("damaged", [False, True])
-def test_killed_and_resumed_is_uninterrupted(config: TrainingConfig, tmp_path: Path, damaged: bool) -> None:
+def test_killed_and_resumed_is_uninterrupted(
+    config: TrainingConfig, tmp_path: Path, damaged: bool, changes: dict[str, Any]
+) -> None:
+    config = override(config, changes)
     whole = trained(config, tmp_path / "a")
     before = trained(config, tmp_path / "b", die_after=2)
     if damaged:
