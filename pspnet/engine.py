@@ -18,8 +18,7 @@ from pspnet.data import Batch
 from pspnet.distributed import summed, world_size
 from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast, predict
-from pspnet.labels import IGNORE_INDEX
-from pspnet.loss import segmentation_loss
+from pspnet.loss import PLAIN, CrossEntropy, segmentation_loss, valid_weight
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet, refuse_single_values
 from pspnet.optim import poly_factor, set_lr, warm_up_factor
@@ -97,6 +96,7 @@ def train_one_epoch(
     max_gradient_norm: float = 0.0,
     warm_up_iterations: int = 0,
     warm_up_start: float = 0.0,
+    cross_entropy: CrossEntropy = PLAIN,
     on_iteration: Callable[[IterationStats], None] | None = None,
 ) -> TrainStats:
     """Take one optimizer step for each of `batches`, the shares of this worker, and return what they came to.
@@ -105,8 +105,8 @@ def train_one_epoch(
     device; `start_iteration` is the number of steps taken before this call, of `max_iterations` in all.
 
     Each batch goes through the network in `accumulation_steps` equal parts, whose gradients sum to those of the
-    whole, but for BatchNorm, which knows only its own part. A gradient whose norm over all parameters exceeds
-    `max_gradient_norm` (0: no limit) is scaled down to it. Warm-up: see `warm_up_factor`.
+    whole, but for BatchNorm and the choice of hard pixels, which know only their own part. A gradient whose norm
+    over all parameters exceeds `max_gradient_norm` (0: no limit) is scaled down to it.
     Raises DivergedError on all workers where the loss of any, or the gradient, is not finite.
     """
     train_mode(model)
@@ -125,7 +125,7 @@ def train_one_epoch(
         assert len(images) % accumulation_steps == 0, f"{len(images)} images in {accumulation_steps} parts"
         factor = poly_factor(iteration, max_iterations, power)
         set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
-        num_valid = summed((target != IGNORE_INDEX).sum())
+        num_valid = summed(valid_weight(target, cross_entropy.class_weights))
         shares = torch.zeros(3, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
         parts = zip(images.chunk(accumulation_steps), target.chunk(accumulation_steps), strict=True)
@@ -134,7 +134,11 @@ def train_one_epoch(
                 with autocast(device, precision):
                     output = model(part, upsample=False)
                 loss = segmentation_loss(
-                    output, part_target, num_valid=num_valid, aux_loss_weight=aux_loss_weight
+                    output,
+                    part_target,
+                    num_valid=num_valid,
+                    aux_loss_weight=aux_loss_weight,
+                    kind=cross_entropy,
                 )
                 shares += torch.stack([term.detach().double() for term in loss])
                 scaler.scale(loss.total * num_workers).backward()

@@ -219,6 +219,48 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Which cross-entropy is minimised: of main and auxiliary classifier, over the valid pixels."""
+
+    label_smoothing: float = 0.0
+    """So much of each target is spread evenly over all classes."""
+
+    class_weights: tuple[float, ...] = ()
+    """Weight of the pixels of each class, in the order of their train ids; empty weighs all alike."""
+
+    class_balance: Literal["none", "balanced", "median"] = "none"
+    """Weights from the training pixels of each class: "balanced" gives every class the same share of the loss, "median"
+    weighs by median of the classes' pixels / pixels of the class."""
+
+    ohem_threshold: float = 0.0
+    """The main loss takes only pixels whose class the network gives a smaller probability than this, online hard
+    example mining (mmsegmentation: 0.7); 0 takes all pixels."""
+
+    ohem_min_kept: int = 100_000
+    """Online hard example mining takes at least so many pixels an image, of those in the network at a time."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "ohem_threshold"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"loss.{name} must be in [0, 1), but got {value}. 0 turns it off.")
+        _require(
+            self.ohem_min_kept >= 1,
+            f"loss.ohem_min_kept must be at least 1, but got {self.ohem_min_kept}. mmsegmentation uses 100000.",
+        )
+        _require(
+            all(math.isfinite(weight) and weight >= 0 for weight in self.class_weights)
+            and (not self.class_weights or max(self.class_weights) > 0),
+            f"loss.class_weights must be 0 or positive numbers, one of them above 0, but got {self.class_weights}. "
+            "1 is the weight of a class like any other.",
+        )
+        _require(
+            not self.class_weights or self.class_balance == "none",
+            f"loss.class_balance computes the weights that loss.class_weights gives, but got "
+            f"{self.class_balance!r} and {self.class_weights}. Give one of them.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
     """How long is trained, with which batches, and how often is measured and saved."""
 
@@ -315,6 +357,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

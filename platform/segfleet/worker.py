@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from pspnet.backbones import load_backbone_weights
+from pspnet.class_weights import class_weights
 from pspnet.data import num_iterations, shard_indices, train_batches
 from pspnet.engine import (
     DivergedError,
@@ -41,6 +42,7 @@ from pspnet.engine import (
 from pspnet.errors import InputError
 from pspnet.freezing import freeze
 from pspnet.inference import predict
+from pspnet.loss import CrossEntropy
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
@@ -184,6 +186,7 @@ class Training:
                 self.train_split, config.schedule.global_batch_size, config.schedule.max_iterations_per_epoch
             )
             self.classes = self._class_uniform()
+            self.cross_entropy = new_cross_entropy(config, self.store, place.device)
             seed_everything(config.schedule.seed)
             self.model = new_model(config, self.store.class_table.num_classes)
             self.model.to(place.device)
@@ -320,6 +323,7 @@ class Training:
             max_gradient_norm=optim.max_gradient_norm,
             warm_up_iterations=optim.warm_up_iterations,
             warm_up_start=optim.warm_up_start,
+            cross_entropy=self.cross_entropy,
             on_iteration=lambda stats: self.log.iteration(
                 stats, epoch, schedule.num_epochs, max_iterations, schedule.global_batch_size
             ),
@@ -605,6 +609,28 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
     load_backbone_weights(model, config.model.backbone_weights)
     freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)
     return model
+
+
+def new_cross_entropy(
+    config: TrainingConfig, store: Store, device: torch.device | str = "cpu"
+) -> CrossEntropy:
+    """Return the loss that `config.loss` describes; InputError where its weights do not fit the store's classes."""
+    loss, names = config.loss, store.class_table.class_names
+    weights = list(loss.class_weights)
+    if loss.class_balance != "none":
+        counts = store.manifest.class_counts(config.data.train_split)[:-1]
+        weights = class_weights(counts, loss.class_balance)
+    if weights and len(weights) != len(names):
+        raise InputError(
+            f"loss.class_weights must have one weight for each of the {len(names)} classes of the store, but got "
+            f"{len(weights)}. The classes are, in this order: {', '.join(names)}."
+        )
+    return CrossEntropy(
+        label_smoothing=loss.label_smoothing,
+        class_weights=torch.tensor(weights, device=device) if weights else None,
+        ohem_threshold=loss.ohem_threshold,
+        ohem_min_kept=loss.ohem_min_kept,
+    )
 
 
 def _share_buffers(model: torch.nn.Module, place: Place) -> None:

@@ -17,6 +17,7 @@ from pspnet.data import Batch
 from pspnet.engine import DivergedError, evaluate, parallelise, train_one_epoch
 from pspnet.freezing import freeze
 from pspnet.labels import IGNORE_INDEX
+from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.store import Split
@@ -26,6 +27,15 @@ NUM_CLASSES = 4
 GLOBAL_BATCH_SIZE = 4
 NUM_ITERATIONS = 3
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 61.0, 62.0)
+
+
+KIND = CrossEntropy(
+    label_smoothing=0.1,
+    class_weights=torch.tensor([1.0, 0.5, 2.0, 4.0]),
+    ohem_threshold=0.1,
+    ohem_min_kept=200,
+)
+"""Everything that is normalised or chosen over all workers; the number of pixels decides which are hard."""
 
 
 class Pictures(Split):
@@ -165,6 +175,7 @@ def run_worker(rank: int, folder: str) -> None:
         if world_size == 2:
             results["trained"] = trained(rank, world_size)
             results["accumulated"] = trained(rank, world_size, accumulation_steps=2)
+            results["hard"] = trained(rank, world_size, cross_entropy=KIND)
             results["diverged"] = trained(rank, world_size, prepare_with_a_nan)
         torch.save(results, Path(folder) / f"{world_size}_{rank}.pt")
         dist.destroy_process_group()

@@ -80,6 +80,17 @@ def test_two_workers_with_parts_train_the_weights_of_one_and_talk_once_a_step(
 
 
 @pytest.mark.slow
+def test_two_workers_choose_the_hard_pixels_and_weights_of_one(group: dict, alone: dict[str, Any]) -> None:
+    whole = engine_workers.trained(0, 1, cross_entropy=engine_workers.KIND)
+    assert whole["losses"] != pytest.approx(alone["losses"], rel=1e-2)
+    for rank in (0, 1):
+        theirs = group[2, rank]["hard"]
+        assert theirs["losses"] == pytest.approx(whole["losses"], rel=1e-12)
+        for name, weight in whole["weights"].items():
+            torch.testing.assert_close(theirs["weights"][name], weight, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
 def test_all_workers_report_the_same_losses_and_end_with_the_same_bits(group: dict) -> None:
     first, second = (group[2, rank]["trained"] for rank in (0, 1))
     assert first["losses"] == second["losses"]

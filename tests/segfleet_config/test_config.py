@@ -113,6 +113,11 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"optim.max_gradient_norm": -1.0}, r"0 or a positive number, but got -1\.0\. 0 turns it off"),
         ({"optim.warm_up_iterations": -1}, r"0 or more, but got -1"),
         ({"optim.warm_up_start": 0.0}, r"above 0 and at most 1, but got 0\.0"),
+        ({"loss.label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), but got 1\.0"),
+        ({"loss.ohem_threshold": -0.1}, r"ohem_threshold must be in \[0, 1\), but got -0\.1"),
+        ({"loss.ohem_min_kept": 0}, r"ohem_min_kept must be at least 1, but got 0"),
+        ({"loss.class_weights": [1.0, -1.0]}, r"class_weights must be 0 or positive"),
+        ({"loss.class_weights": [1.0], "loss.class_balance": "median"}, r"Give one of them"),
         ({"workers.precision": "fp16"}, r"fp16 needs a GPU"),
         ({"optim": 3}, r"optim is a group of settings"),
     ],
@@ -147,6 +152,7 @@ def test_a_configuration_stored_before_a_setting_was_added_loads_with_its_defaul
     }.items():
         for name in names:
             del values[group][name]
+    del values["loss"]
     assert from_json(TrainingConfig, json.dumps(values)) == training_preset("tiny")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,16 @@ from pspnet.model import PSPNet
 from pspnet.store import Store
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, load_config, override, to_json
-from segfleet.worker import Outcome, Place, Task, message_of, reason_of, record_outcome, train
+from segfleet.worker import (
+    Outcome,
+    Place,
+    Task,
+    message_of,
+    new_cross_entropy,
+    reason_of,
+    record_outcome,
+    train,
+)
 
 
 class KilledError(BaseException):
@@ -87,6 +97,10 @@ EVERY_FLAG = {
     "optim.warm_up_iterations": 5,
     "model.freeze_stages": 2,
     "model.freeze_batch_norm": "backbone",
+    "loss.label_smoothing": 0.1,
+    "loss.class_balance": "median",
+    "loss.ohem_threshold": 0.7,
+    "loss.ohem_min_kept": 100,
 }
 
 
@@ -213,6 +227,21 @@ def test_a_loss_that_is_not_finite_ends_as_diverged(config: TrainingConfig, tmp_
         trained(override(config, {"optim.base_lr": 1e30}), tmp_path / "a")
     assert reason_of(caught.value) == "diverged"
     assert "not finite" in message_of(caught.value)
+
+
+def test_weights_of_the_classes_are_those_of_the_training_pixels(config: TrainingConfig) -> None:
+    """Counted anew, label by label; the class that occurs nowhere has none."""
+    store = Store.open(config.data.store)
+    split = store.split("train")
+    labels = [split.label(index) for index in range(len(split))]
+    counts = np.array([sum((label == train_id).sum() for label in labels) for train_id in range(3)])
+    balanced = override(config, {"loss.class_balance": "balanced"})
+    weights = new_cross_entropy(balanced, store).class_weights
+    assert weights is not None
+    np.testing.assert_allclose(weights, [*(counts.sum() / (3 * counts)), 0], rtol=1e-6)
+    given = override(config, {"loss.class_weights": [1.0, 2.0]})
+    with pytest.raises(InputError, match=r"each of the 4 classes.*but got 2.*dark, grey, light, never seen"):
+        new_cross_entropy(given, store)
 
 
 @pytest.mark.parametrize(
