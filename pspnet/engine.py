@@ -5,79 +5,24 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from pspnet.data import Batch
-from pspnet.distributed import summed, world_size
+from pspnet.distributed import summed, unwrapped, world_size
 from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast, predict
 from pspnet.loss import PLAIN, CrossEntropy, segmentation_loss, valid_weight
 from pspnet.metrics import ConfusionMatrix
-from pspnet.model import PSPNet, refuse_single_values
+from pspnet.model import refuse_single_values
 from pspnet.optim import poly_factor, set_lr, warm_up_factor
 from pspnet.store import Split
-
-
-class DivergedError(RuntimeError):
-    """Loss or gradient of an iteration are not finite; every worker raises it, before the weights change."""
-
-    def __init__(
-        self, iteration: int, names: Sequence[str], what: Literal["loss", "gradient"] = "loss"
-    ) -> None:
-        listed = ", ".join(names)
-        super().__init__(
-            f"The {what} of iteration {iteration} is not finite, on {listed}. A smaller lr may do."
-        )
-        self.iteration = iteration
-        self.names = list(names)
-        """Images of the workers whose own share of the loss was not finite; of a gradient, of all workers."""
-        self.what: Literal["loss", "gradient"] = what
-
-    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str], Literal["loss", "gradient"]]]:
-        return DivergedError, (self.iteration, self.names, self.what)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IterationStats:
-    """One optimizer step, over all workers."""
-
-    iteration: int
-    """Counted from the beginning of the training."""
-    epoch: int
-    loss: float
-    main_loss: float
-    aux_loss: float
-    gradient_norm: float
-    """Of all parameters together, before it is limited."""
-    lr: float
-    """Of the backbone."""
-    images_per_s: float
-    """Of all workers together, the wait for data counted in."""
-    data_wait_s: float
-    """Of this worker."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainStats:
-    """One epoch, over all workers."""
-
-    loss: float
-    """Mean of the iterations' losses, as the next two."""
-    main_loss: float
-    aux_loss: float
-    lr: float
-    """Of the backbone, at the last iteration."""
-    images_per_s: float
-    data_wait_s: float
-    """Time that a worker waited for data in the whole epoch, mean over workers."""
-    iterations: int
+from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 
 
 def train_one_epoch(
@@ -97,6 +42,7 @@ def train_one_epoch(
     warm_up_iterations: int = 0,
     warm_up_start: float = 0.0,
     cross_entropy: CrossEntropy = PLAIN,
+    average: AveragedModel | None = None,
     on_iteration: Callable[[IterationStats], None] | None = None,
 ) -> TrainStats:
     """Take one optimizer step for each of `batches`, the shares of this worker, and return what they came to.
@@ -106,7 +52,8 @@ def train_one_epoch(
 
     Each batch goes through the network in `accumulation_steps` equal parts, whose gradients sum to those of the
     whole, but for BatchNorm and the choice of hard pixels, which know only their own part. A gradient whose norm
-    over all parameters exceeds `max_gradient_norm` (0: no limit) is scaled down to it.
+    over all parameters exceeds `max_gradient_norm` (0: no limit) is scaled down to it. `average` is updated after
+    each step.
     Raises DivergedError on all workers where the loss of any, or the gradient, is not finite.
     """
     train_mode(model)
@@ -152,6 +99,8 @@ def train_one_epoch(
             raise DivergedError(iteration, _gathered(batch.names), "gradient")
         scaler.step(optimizer)
         scaler.update()
+        if average is not None:
+            average.update_parameters(unwrapped(model))
 
         sums += torch.tensor(losses, dtype=torch.float64)
         num_images += images.shape[0] * num_workers
@@ -218,29 +167,6 @@ def evaluate(
     network.train(was_training)
     confusion.all_reduce()
     return confusion
-
-
-def parallelise(model: PSPNet, device: torch.device | str) -> nn.Module:
-    """Return `model` ready to train: in DDP where torch.distributed has more than one worker, else itself.
-
-    Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model
-    given); on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
-    """
-    device = torch.device(device)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world_size() == 1:
-        return model
-    if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[device], gradient_as_bucket_view=True)
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-def unwrapped(model: nn.Module) -> PSPNet:
-    """Return the network inside DDP, or the network itself."""
-    network = model.module if isinstance(model, DistributedDataParallel) else model
-    assert isinstance(network, PSPNet)
-    return network
 
 
 def seed_everything(seed: int) -> None:

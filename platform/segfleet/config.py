@@ -191,6 +191,10 @@ class OptimConfig:
     max_gradient_norm: float = 0.0
     """Gradients with a larger norm, over all parameters together, are scaled down to it; 0 turns it off."""
 
+    ema_decay: float = 0.0
+    """An exponential moving average of weights and BatchNorm's statistics with this decay is evaluated, kept and
+    packaged in their place (usual: 0.999 to 0.9999); 0 turns it off."""
+
     def __post_init__(self) -> None:
         for name in ("base_lr", "head_lr_factor", "power"):
             value = getattr(self, name)
@@ -207,6 +211,10 @@ class OptimConfig:
                 math.isfinite(value) and value >= 0,
                 f"optim.{name} must be 0 or a positive number, but got {value}. 0 turns it off.",
             )
+        _require(
+            0 <= self.ema_decay < 1,
+            f"optim.ema_decay must be in [0, 1), but got {self.ema_decay}. 0 turns it off; usual: 0.999.",
+        )
         _require(
             self.warm_up_iterations >= 0,
             f"optim.warm_up_iterations must be 0 or more, but got {self.warm_up_iterations}. 0 turns it off.",
@@ -313,6 +321,13 @@ class WorkersConfig:
     precision: Precision = "fp32"
     """Autocast precision of the forward pass."""
 
+    recompute: bool = False
+    """Blocks of the backbone keep only their input and compute the rest again in the backward pass (activation
+    checkpointing): less memory, a third more arithmetic, the same gradients."""
+
+    compile: bool = False
+    """Training steps are compiled by torch.compile, which takes a minute or more at the first one."""
+
     max_failures: int = 2
     """How often Ray Train restarts the group from the last checkpoint after a worker died."""
 
@@ -327,6 +342,11 @@ class WorkersConfig:
         _require(
             self.precision != "fp16" or self.use_gpu,
             "workers.precision fp16 needs a GPU, but workers.use_gpu is False. Use bf16 or fp32 on CPUs.",
+        )
+        _require(
+            not (self.compile and self.recompute),
+            "workers.compile and workers.recompute must not both be True: torch.compile decides itself what it keeps "
+            "and cannot leave BatchNorm's statistics alone in a second pass. Set one of them to False.",
         )
 
 

@@ -27,18 +27,13 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from pspnet.averaging import new_average
 from pspnet.backbones import load_backbone_weights
 from pspnet.class_weights import class_weights
+from pspnet.compilation import require_compiler
 from pspnet.data import num_iterations, shard_indices, train_batches
-from pspnet.engine import (
-    DivergedError,
-    IterationStats,
-    TrainStats,
-    evaluate,
-    parallelise,
-    seed_everything,
-    train_one_epoch,
-)
+from pspnet.distributed import parallelise, unwrapped
+from pspnet.engine import evaluate, seed_everything, train_one_epoch
 from pspnet.errors import InputError
 from pspnet.freezing import freeze
 from pspnet.inference import predict
@@ -47,8 +42,10 @@ from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.pictures import confusion_matrix_picture, panel
+from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.store import Store
+from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
 from segfleet.checkpoint import (
     Checkpoint,
@@ -190,6 +187,10 @@ class Training:
             seed_everything(config.schedule.seed)
             self.model = new_model(config, self.store.class_table.num_classes)
             self.model.to(place.device)
+            if config.workers.recompute:
+                recompute_blocks(self.model)
+            if config.workers.compile:
+                require_compiler(place.device)
             self.optimizer = build_optimizer(
                 self.model,
                 base_lr=config.optim.base_lr,
@@ -197,10 +198,13 @@ class Training:
                 momentum=config.optim.momentum,
                 weight_decay=config.optim.weight_decay,
             )
+        self.group_model = parallelise(self.model, place.device, compiled=config.workers.compile)
+        self.average = new_average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.evaluated_model = self.model if self.average is None else unwrapped(self.average.module)
+        """What is evaluated and kept: the weights, or their average."""
         checkpoint = _same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
         with _agreed(place):
             self.last_metrics = None if checkpoint is None else self._resume(checkpoint)
-        self.group_model = parallelise(self.model, place.device)
 
     def run(self, report: Report) -> None:
         """Train the epochs that are left; each evaluated one is checkpointed, tracked, and then reported.
@@ -273,9 +277,12 @@ class Training:
     def _resume(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Take over the checkpoint's weights and optimizer state and return its metrics."""
         _check_same_training(self.config, self.store.digest, checkpoint)
-        self.model.load_state_dict(checkpoint.model_state)
-        self.optimizer.load_state_dict(checkpoint.optimizer_state)
         metrics: dict[str, Any] = checkpoint.state["metrics"]
+        self.model.load_state_dict(checkpoint.trained_state)
+        self.optimizer.load_state_dict(checkpoint.optimizer_state)
+        if self.average is not None:
+            self.evaluated_model.load_state_dict(checkpoint.model_state)
+            self.average.n_averaged.fill_(metrics["iteration"])
         self.log.say(f"resumed after epoch {metrics['epoch']} from {checkpoint.path}")
         return metrics
 
@@ -324,6 +331,7 @@ class Training:
             warm_up_iterations=optim.warm_up_iterations,
             warm_up_start=optim.warm_up_start,
             cross_entropy=self.cross_entropy,
+            average=self.average,
             on_iteration=lambda stats: self.log.iteration(
                 stats, epoch, schedule.num_epochs, max_iterations, schedule.global_batch_size
             ),
@@ -331,9 +339,9 @@ class Training:
 
     def _evaluate(self) -> ConfusionMatrix:
         """Return the counts of the whole validation split, each image once, by rank 0's statistics."""
-        _share_buffers(self.model, self.place)
+        _share_buffers(self.evaluated_model, self.place)
         return evaluate(
-            self.model,
+            self.evaluated_model,
             self.val_split,
             indices=shard_indices(len(self.val_split), self.place.rank, self.place.world_size),
             mean=self.store.mean,
@@ -377,7 +385,8 @@ class Training:
     def _save(self, metrics: dict[str, Any]) -> None:
         folder = save_checkpoint(
             metrics["checkpoint_path"],
-            model_state=self.model.state_dict(),
+            model_state=self.evaluated_model.state_dict(),
+            trained_state=None if self.average is None else self.model.state_dict(),
             optimizer_state=self.optimizer.state_dict(),
             state={
                 "config": json.loads(to_json(self.config)),
@@ -411,7 +420,11 @@ class Training:
             if label is None:
                 continue
             prediction = predict(
-                self.model, image, mean=self.store.mean, std=self.store.std, device=self.place.device
+                self.evaluated_model,
+                image,
+                mean=self.store.mean,
+                std=self.store.std,
+                device=self.place.device,
             )
             rows.append((image, label, prediction))
             titles.append(self.val_split.name(index))

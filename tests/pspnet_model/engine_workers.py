@@ -14,13 +14,15 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data import Batch
-from pspnet.engine import DivergedError, evaluate, parallelise, train_one_epoch
+from pspnet.distributed import parallelise
+from pspnet.engine import evaluate, train_one_epoch
 from pspnet.freezing import freeze
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.store import Split
+from pspnet.training_stats import DivergedError
 from pspnet.transforms import Window
 
 NUM_CLASSES = 4

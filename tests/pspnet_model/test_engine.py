@@ -14,20 +14,15 @@ import torch
 from torch import Tensor
 
 from pspnet.data import Batch
-from pspnet.engine import (
-    DivergedError,
-    IterationStats,
-    evaluate,
-    parallelise,
-    seed_everything,
-    train_one_epoch,
-)
+from pspnet.distributed import parallelise
+from pspnet.engine import evaluate, seed_everything, train_one_epoch
 from pspnet.errors import InputError
 from pspnet.inference import predict_logits
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer, poly_factor
+from pspnet.training_stats import DivergedError, IterationStats
 from tests.pspnet_model import engine_workers
 from tests.pspnet_model.engine_workers import MEAN, NUM_CLASSES, STD, Pictures
 

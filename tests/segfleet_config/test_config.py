@@ -118,6 +118,8 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"loss.ohem_min_kept": 0}, r"ohem_min_kept must be at least 1, but got 0"),
         ({"loss.class_weights": [1.0, -1.0]}, r"class_weights must be 0 or positive"),
         ({"loss.class_weights": [1.0], "loss.class_balance": "median"}, r"Give one of them"),
+        ({"optim.ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), but got 1\.0"),
+        ({"workers.compile": True, "workers.recompute": True}, r"Set one of them to False"),
         ({"workers.precision": "fp16"}, r"fp16 needs a GPU"),
         ({"optim": 3}, r"optim is a group of settings"),
     ],
@@ -148,7 +150,8 @@ def test_a_configuration_stored_before_a_setting_was_added_loads_with_its_defaul
     for group, names in {
         "schedule": ("accumulation_steps",),
         "model": ("freeze_stages", "freeze_batch_norm"),
-        "optim": ("warm_up_iterations", "warm_up_start", "max_gradient_norm"),
+        "optim": ("warm_up_iterations", "warm_up_start", "max_gradient_norm", "ema_decay"),
+        "workers": ("recompute", "compile"),
     }.items():
         for name in names:
             del values[group][name]

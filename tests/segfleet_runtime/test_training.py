@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.engine import DivergedError, evaluate
+from pspnet.engine import evaluate
 from pspnet.errors import InputError
 from pspnet.model import PSPNet
 from pspnet.store import Store
+from pspnet.training_stats import DivergedError
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, load_config, override, to_json
 from segfleet.worker import (
@@ -101,6 +102,8 @@ EVERY_FLAG = {
     "loss.class_balance": "median",
     "loss.ohem_threshold": 0.7,
     "loss.ohem_min_kept": 100,
+    "optim.ema_decay": 0.9,
+    "workers.recompute": True,
 }
 
 
@@ -117,6 +120,10 @@ def test_killed_and_resumed_is_uninterrupted(
     after = trained(config, tmp_path / "b")
     assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
     assert learned(before + after) == learned(whole) if not damaged else learned(after) == learned(whole)
+    trained_on = [
+        load_checkpoint(tmp_path / run / "checkpoints" / "epoch_0003").trained_state for run in "ab"
+    ]
+    assert all(torch.equal(value, trained_on[1][name]) for name, value in trained_on[0].items())
     log = (tmp_path / "b" / "progress.log").read_text()
     assert ("resumed after epoch 1" if damaged else "resumed after epoch 2") in log
     assert ("damaged" in log) == damaged
@@ -181,8 +188,11 @@ def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_
     assert (tmp_path / "a" / "confusion_matrix.png").stat().st_size > 0
 
 
-def test_the_checkpoint_scores_what_was_reported(config: TrainingConfig, tmp_path: Path) -> None:
-    last = trained(config, tmp_path / "a")[-1]
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_checkpoint_scores_what_was_reported(
+    config: TrainingConfig, tmp_path: Path, ema_decay: float
+) -> None:
+    last = trained(override(config, {"optim.ema_decay": ema_decay}), tmp_path / "a")[-1]
     checkpoint = load_checkpoint(last["checkpoint_path"])
     model = PSPNet.from_architecture(checkpoint.state["architecture"])
     model.load_state_dict(checkpoint.model_state)
@@ -196,6 +206,21 @@ def test_the_checkpoint_scores_what_was_reported(config: TrainingConfig, tmp_pat
         device=torch.device("cpu"),
     )
     assert confusion.miou == last["miou"]
+    name = "head.classifier.weight"
+    assert torch.equal(checkpoint.model_state[name], checkpoint.trained_state[name]) == (ema_decay == 0)
+
+
+def test_averaging_recomputing_and_their_absence_train_the_same_weights(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    states = []
+    variants: list[dict[str, Any]] = [{}, {"optim.ema_decay": 0.9}, {"workers.recompute": True}]
+    for number, changes in enumerate(variants):
+        report = trained(override(config, changes), tmp_path / str(number))[-1]
+        states.append(load_checkpoint(report["checkpoint_path"]).trained_state)
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(value, state[name]) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize(
