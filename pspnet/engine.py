@@ -22,6 +22,7 @@ from pspnet.metrics import ConfusionMatrix
 from pspnet.model import refuse_single_values
 from pspnet.optim import poly_factor, set_lr, warm_up_factor
 from pspnet.store import Split
+from pspnet.timing import PARTS, StepClock
 from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 
 
@@ -62,22 +63,27 @@ def train_one_epoch(
     # A new scaler for each epoch (idle but for fp16): a resumed epoch starts as an uninterrupted one.
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     sums = torch.zeros(3, dtype=torch.float64)
+    norms: list[float] = []
     iteration, num_images, data_wait_s, lr = start_iteration, 0, 0.0, 0.0
-    started = time.monotonic()
+    started, clock = time.monotonic(), StepClock(model, device)
     for batch, wait_s in _timed(batches):
         began = time.monotonic() - wait_s
+        clock.mark("data_wait")
         if iteration == start_iteration:
             refuse_single_values(model, len(batch.windows) // accumulation_steps)
         images, target = prepare(batch)
         assert len(images) % accumulation_steps == 0, f"{len(images)} images in {accumulation_steps} parts"
+        clock.mark("prepare")
         factor = poly_factor(iteration, max_iterations, power)
         set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
         num_valid = summed(valid_weight(target, cross_entropy.class_weights))
+        clock.mark("all_reduce")
         shares = torch.zeros(3, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
         parts = zip(images.chunk(accumulation_steps), target.chunk(accumulation_steps), strict=True)
         for number, (part, part_target) in enumerate(parts, start=1):
-            with _gradients_shared(model, number == accumulation_steps):
+            is_last = number == accumulation_steps
+            with _gradients_shared(model, is_last):
                 with autocast(device, precision):
                     output = model(part, upsample=False)
                 loss = segmentation_loss(
@@ -88,10 +94,13 @@ def train_one_epoch(
                     kind=cross_entropy,
                 )
                 shares += torch.stack([term.detach().double() for term in loss])
+                clock.mark("forward")
                 scaler.scale(loss.total * num_workers).backward()
+                clock.mark("all_reduce" if is_last and num_workers > 1 else "backward")
+        everyones = summed(shares.clone())
+        clock.mark("all_reduce")
         scaler.unscale_(optimizer)
         norm = _limit_gradients(model, max_gradient_norm)
-        everyones = summed(shares.clone())
         *losses, gradient_norm = torch.cat([everyones, norm.double()[None]]).tolist()
         if not all(map(math.isfinite, losses)):
             raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
@@ -101,8 +110,11 @@ def train_one_epoch(
         scaler.update()
         if average is not None:
             average.update_parameters(unwrapped(model))
+        clock.mark("optimizer")
+        clock.end_step()
 
         sums += torch.tensor(losses, dtype=torch.float64)
+        norms += [gradient_norm] if math.isfinite(gradient_norm) else []
         num_images += images.shape[0] * num_workers
         data_wait_s += wait_s
         lr = float(optimizer.param_groups[0]["lr"])
@@ -119,20 +131,26 @@ def train_one_epoch(
                     lr=lr,
                     images_per_s=images.shape[0] * num_workers / (time.monotonic() - began),
                     data_wait_s=wait_s,
+                    parts_s=clock.latest,
                 )
             )
         iteration += 1
     num_iterations = iteration - start_iteration
     assert num_iterations > 0, "an epoch without a batch"
     total, main, aux = (sums / num_iterations).tolist()
-    waited = summed(torch.tensor(data_wait_s, dtype=torch.float64, device=device))
+    seconds = [data_wait_s, *clock.close().values()]
+    waited, *parts_s = (
+        summed(torch.tensor(seconds, dtype=torch.float64, device=device)) / num_workers
+    ).tolist()
     return TrainStats(
         loss=total,
         main_loss=main,
         aux_loss=aux,
         lr=lr,
         images_per_s=num_images / (time.monotonic() - started),
-        data_wait_s=float(waited) / num_workers,
+        data_wait_s=waited,
+        parts_s={part: total / num_iterations for part, total in zip(PARTS, parts_s, strict=True)},
+        gradient_norm=sum(norms) / max(1, len(norms)),
         iterations=num_iterations,
     )
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pspnet.timing import Part
+
 
 class DivergedError(RuntimeError):
     """Loss or gradient of an iteration are not finite; every worker raises it, before the weights change."""
@@ -42,6 +44,8 @@ class IterationStats:
     """Of all workers together, the wait for data counted in."""
     data_wait_s: float
     """Of this worker."""
+    parts_s: dict[Part, float]
+    """Seconds of each part of this worker's step; on CUDA of the step before, empty at the first of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +61,8 @@ class TrainStats:
     images_per_s: float
     data_wait_s: float
     """Time that a worker waited for data in the whole epoch, mean over workers."""
+    parts_s: dict[Part, float]
+    """Seconds of each part of a step, mean over steps and workers."""
+    gradient_norm: float
+    """Mean of the iterations' norms, before they are limited (of those that are finite, with fp16)."""
     iterations: int

@@ -15,6 +15,7 @@ import math
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from pspnet.data import num_iterations, shard_indices, train_batches
 from pspnet.distributed import parallelise, unwrapped
 from pspnet.engine import evaluate, seed_everything, train_one_epoch
 from pspnet.errors import InputError
+from pspnet.flops import Arithmetic, peak_flops, training_flops
 from pspnet.freezing import freeze
 from pspnet.inference import predict
 from pspnet.loss import CrossEntropy
@@ -191,6 +193,8 @@ class Training:
                 recompute_blocks(self.model)
             if config.workers.compile:
                 require_compiler(place.device)
+            self.arithmetic = _arithmetic(config, self.model, place)
+            log.arithmetic = self.arithmetic
             self.optimizer = build_optimizer(
                 self.model,
                 base_lr=config.optim.base_lr,
@@ -363,6 +367,9 @@ class Training:
             "lr": stats.lr,
             "images_per_s": stats.images_per_s,
             "data_wait_s": stats.data_wait_s,
+            "gradient_norm": stats.gradient_norm,
+            **self.arithmetic.rates(stats.images_per_s),
+            "step_s": stats.parts_s,
             "is_last": False,
         }
 
@@ -445,6 +452,13 @@ def track(writer: "RunWriter", metrics: Mapping[str, Any]) -> None:
     """Send the curves of one epoch; the step is the number of epochs done."""
     points = {f"train/{name}": metrics[name] for name in ("loss", "main_loss", "aux_loss")}
     points |= {name: metrics[name] for name in ("lr", "images_per_s", "data_wait_s")}
+    # Checkpoints of earlier versions lack these; there is no mfu without a peak.
+    points |= {
+        name: metrics[name]
+        for name in ("gradient_norm", "tflops_per_s", "mfu")
+        if metrics.get(name) is not None
+    }
+    points |= {f"step/{part}_s": seconds for part, seconds in metrics.get("step_s", {}).items()}
     if "miou" in metrics:
         points |= {f"val/{name}": metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
         points |= {f"class_iou/{name}": iou for name, iou in metrics["class_iou"].items() if iou is not None}
@@ -461,6 +475,9 @@ class ProgressLog:
             self._file = path.open("a")
         self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None
+        self._parts_s: Counter[str] = Counter()
+        self.arithmetic: Arithmetic | None = None
+        """What an image costs; set once the network is known."""
 
     def __enter__(self) -> Self:
         return self
@@ -479,6 +496,7 @@ class ProgressLog:
         self, stats: IterationStats, epoch: int, num_epochs: int, max_iterations: int, batch: int
     ) -> None:
         """Write where the training is, at most every PROGRESS_INTERVAL_S."""
+        self._parts_s.update(stats.parts_s)
         now = time.monotonic()
         self._first = self._first or (now, stats.iteration)
         if now - self._last_line < PROGRESS_INTERVAL_S or stats.iteration == self._first[1]:
@@ -488,20 +506,36 @@ class ProgressLog:
         left = seconds_each * (max_iterations - stats.iteration - 1)
         self.say(
             f"epoch {epoch + 1}/{num_epochs}  iteration {stats.iteration + 1}/{max_iterations}  "
-            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {batch / seconds_each:.1f} images/s  "
-            f"ETA {_clock(left)}"
+            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {self._speed(batch / seconds_each)}  "
+            f"{_shares(self._parts_s)}  ETA {_clock(left)}"
         )
+        self._parts_s.clear()
 
     def epoch(self, metrics: Mapping[str, Any], num_epochs: int, seconds: float) -> None:
         """Write what an epoch ended with."""
         line = (
             f"epoch {metrics['epoch']}/{num_epochs} done in {seconds:.1f} s  loss {metrics['loss']:.4f}  "
-            f"{metrics['images_per_s']:.1f} images/s"
+            f"{self._speed(metrics['images_per_s'])}  {_shares(metrics['step_s'])}"
         )
         if "miou" in metrics:
             line += f"  val mIoU {metrics['miou']:.4f}  pixel accuracy {metrics['pixel_accuracy']:.4f}"
         self._last_line = time.monotonic()
         self.say(line)
+
+    def _speed(self, images_per_s: float) -> str:
+        text = f"{images_per_s:.1f} images/s"
+        if self.arithmetic is None:
+            return text
+        rates = self.arithmetic.rates(images_per_s)
+        if "mfu" in rates:
+            return f"{text}  MFU {rates['mfu']:.1%}"
+        return f"{text}  {rates['tflops_per_s']:.3g} TFLOP/s"
+
+
+def _shares(parts_s: Mapping[str, float]) -> str:
+    """Return each part's share of the steps' time, in whole percent."""
+    whole = sum(parts_s.values()) or 1.0
+    return "  ".join(f"{part} {seconds / whole:.0%}" for part, seconds in parts_s.items())
 
 
 def read_outcome(run_dir: str | Path, attempt: str) -> Outcome | None:
@@ -622,6 +656,26 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
     load_backbone_weights(model, config.model.backbone_weights)
     freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)
     return model
+
+
+def _arithmetic(config: TrainingConfig, model: PSPNet, place: Place) -> Arithmetic:
+    """Return what a training image costs and what the devices of all workers, taken to be alike, could do."""
+    peak = None
+    if place.device.type == "cuda":
+        peak = peak_flops(
+            torch.cuda.get_device_name(place.device),
+            config.workers.precision,
+            is_tf32=torch.backends.cudnn.allow_tf32,
+        )
+    flops = training_flops(
+        model,
+        config.data.crop_size,
+        num_frozen_stages=config.model.freeze_stages,
+        frozen_batch_norm=config.model.freeze_batch_norm,
+    )
+    return Arithmetic(
+        flops_per_image=flops, peak_flops=None if peak is None else peak * config.workers.num_workers
+    )
 
 
 def new_cross_entropy(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,16 @@ def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_
         assert len(numbers) >= 9
         assert all(map(math.isfinite, numbers))
         json.dumps(report, allow_nan=False)
+        assert 0 < sum(report["step_s"].values()) < 60
+        assert report["tflops_per_s"] > 0
+        assert "mfu" not in report  # CPUs have no peak in the table
     assert Path(report["checkpoint_path"]).name == "epoch_0003"
+    lines = (tmp_path / "a" / "progress.log").read_text()
+    assert re.search(
+        r"images/s  [\d.e-]+ TFLOP/s  data_wait \d+%  prepare \d+%  forward \d+%  backward \d+%  all_reduce \d+%  "
+        r"optimizer \d+%",
+        lines,
+    )
     assert (tmp_path / "a" / "panel.png").stat().st_size > 0
     assert (tmp_path / "a" / "confusion_matrix.png").stat().st_size > 0
 
