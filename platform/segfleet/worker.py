@@ -564,7 +564,7 @@ def reason_of(error: Exception) -> Reason | None:
         return "refused"
     if isinstance(error, DivergedError):
         return "diverged"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if _is_out_of_memory(error):
         return "oom"
     if isinstance(error, RuntimeError | OSError | ray.exceptions.RayError):
         return None
@@ -577,7 +577,17 @@ def message_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, ray.exceptions.RayTaskError):  # a remote traceback: its last line is the error
         return str(error).strip().splitlines()[-1]
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{line} {_MEMORY_REMEDY}" if _is_out_of_memory(error) else line
+
+
+_MEMORY_REMEDY = (
+    "Raise schedule.accumulation_steps (the global batch stays), set workers.recompute, lower data.crop_size."
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class _AgreedError(Exception):

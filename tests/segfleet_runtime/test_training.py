@@ -264,6 +264,19 @@ def test_a_loss_that_is_not_finite_ends_as_diverged(config: TrainingConfig, tmp_
     assert "not finite" in message_of(caught.value)
 
 
+def test_out_of_memory_in_a_step_is_not_tried_again(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.Tensor, "backward", exhausted)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        trained(config, tmp_path / "a")
+    assert reason_of(caught.value) == "oom"
+    assert not list((tmp_path / "a" / "checkpoints").glob("*"))
+
+
 def test_weights_of_the_classes_are_those_of_the_training_pixels(config: TrainingConfig) -> None:
     """Counted anew, label by label; the class that occurs nowhere has none."""
     store = Store.open(config.data.store)
@@ -294,4 +307,5 @@ def test_weights_of_the_classes_are_those_of_the_training_pixels(config: Trainin
 )
 def test_only_what_may_get_better_is_tried_again(error: Exception, reason: str | None) -> None:
     assert reason_of(error) == reason
+    assert ("Raise schedule.accumulation_steps" in message_of(error)) == (reason == "oom")
     assert "\n" not in message_of(error)

@@ -113,6 +113,7 @@ def test_a_worker_that_dies_for_ever_is_lost(config: TrainingConfig) -> None:
     [
         ({"data.val_split": "test"}, "refused", "test"),
         ({"optim.base_lr": 1e30}, "diverged", "not finite"),
+        ({"model.head_channels": 10**9}, "oom", "Raise schedule.accumulation_steps"),
     ],
 )
 def test_what_cannot_get_better_ends_at_once_with_one_line(
