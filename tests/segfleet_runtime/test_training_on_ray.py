@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from segfleet import cluster
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, override
 from segfleet.trainer import TrainingResult, build_trainer, fit
+from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 
@@ -66,8 +68,13 @@ def weights(result: TrainingResult) -> bytes:
 
 
 @pytest.mark.usefixtures("local_cluster")
-def test_two_workers_repeat_and_survive_the_death_of_one(config: TrainingConfig) -> None:
-    config = two_workers(config)
+@pytest.mark.parametrize(
+    "changes", [{}, EVERY_FLAG | {"schedule.global_batch_size": 8}], ids=["plain", "every flag"]
+)
+def test_two_workers_repeat_and_survive_the_death_of_one(
+    config: TrainingConfig, changes: dict[str, Any]
+) -> None:
+    config = override(two_workers(config), changes)
     whole = fit(build_trainer(config, name="whole", run_id=""))
     assert (whole.reason, whole.epochs) == ("complete", 3)
     assert whole.panel_path is not None
