@@ -1,75 +1,30 @@
 """One epoch of training and one evaluation, in one process or in each process of a DDP group."""
 
+import contextlib
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from pspnet.data import Batch
+from pspnet.distributed import summed, unwrapped, world_size
 from pspnet.folding import for_prediction
+from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast, predict
-from pspnet.labels import IGNORE_INDEX
-from pspnet.loss import segmentation_loss
+from pspnet.loss import PLAIN, CrossEntropy, segmentation_loss, valid_weight
 from pspnet.metrics import ConfusionMatrix
-from pspnet.model import PSPNet, refuse_single_values
-from pspnet.optim import poly_factor, set_lr
+from pspnet.model import refuse_single_values
+from pspnet.optim import poly_factor, set_lr, warm_up_factor
 from pspnet.store import Split
-
-
-class DivergedError(RuntimeError):
-    """The loss of an iteration is not a finite number; every worker raises it, before the weights change."""
-
-    def __init__(self, iteration: int, names: Sequence[str]) -> None:
-        listed = ", ".join(names)
-        super().__init__(
-            f"The loss of iteration {iteration} is not finite, on {listed}. A smaller lr may do."
-        )
-        self.iteration = iteration
-        self.names = list(names)
-        """Images of the workers whose own share was not finite."""
-
-    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str]]]:
-        return DivergedError, (self.iteration, self.names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IterationStats:
-    """One optimizer step, over all workers."""
-
-    iteration: int
-    """Counted from the beginning of the training."""
-    epoch: int
-    loss: float
-    main_loss: float
-    aux_loss: float
-    lr: float
-    """Of the backbone."""
-    images_per_s: float
-    """Of all workers together, the wait for data counted in."""
-    data_wait_s: float
-    """Of this worker."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainStats:
-    """One epoch, over all workers."""
-
-    loss: float
-    """Mean of the iterations' losses, as the next two."""
-    main_loss: float
-    aux_loss: float
-    lr: float
-    """Of the backbone, at the last iteration."""
-    images_per_s: float
-    data_wait_s: float
-    """Time that a worker waited for data in the whole epoch, mean over workers."""
-    iterations: int
+from pspnet.timing import PARTS, StepClock
+from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 
 
 def train_one_epoch(
@@ -84,47 +39,88 @@ def train_one_epoch(
     power: float,
     aux_loss_weight: float,
     precision: Precision = "fp32",
+    accumulation_steps: int = 1,
+    max_gradient_norm: float = 0.0,
+    warm_up_iterations: int = 0,
+    warm_up_start: float = 0.0,
+    cross_entropy: CrossEntropy = PLAIN,
+    average: AveragedModel | None = None,
     on_iteration: Callable[[IterationStats], None] | None = None,
 ) -> TrainStats:
     """Take one optimizer step for each of `batches`, the shares of this worker, and return what they came to.
 
     All workers must have equally many batches. `prepare` makes images and targets of a batch on the model's
     device; `start_iteration` is the number of steps taken before this call, of `max_iterations` in all.
-    Raises DivergedError on all workers where the loss of any is not finite.
+
+    Each batch goes through the network in `accumulation_steps` equal parts, whose gradients sum to those of the
+    whole, but for BatchNorm and the choice of hard pixels, which know only their own part. A gradient whose norm
+    over all parameters exceeds `max_gradient_norm` (0: no limit) is scaled down to it. `average` is updated after
+    each step.
+    Raises DivergedError on all workers where the loss of any, or the gradient, is not finite.
     """
-    model.train()
+    train_mode(model)
     device = next(model.parameters()).device
-    world_size = _world_size()
+    num_workers = world_size()
     # A new scaler for each epoch (idle but for fp16): a resumed epoch starts as an uninterrupted one.
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     sums = torch.zeros(3, dtype=torch.float64)
+    norms: list[float] = []
     iteration, num_images, data_wait_s, lr = start_iteration, 0, 0.0, 0.0
-    started = time.monotonic()
+    started, clock = time.monotonic(), StepClock(model, device)
     for batch, wait_s in _timed(batches):
         began = time.monotonic() - wait_s
+        clock.mark("data_wait")
         if iteration == start_iteration:
-            refuse_single_values(model, len(batch.windows))
+            refuse_single_values(model, len(batch.windows) // accumulation_steps)
         images, target = prepare(batch)
-        set_lr(optimizer, poly_factor(iteration, max_iterations, power))
-        num_valid = _summed((target != IGNORE_INDEX).sum())
-        with autocast(device, precision):
-            output = model(images, upsample=False)
-        loss = segmentation_loss(output, target, num_valid=num_valid, aux_loss_weight=aux_loss_weight)
-        shares = torch.stack([term.detach().double() for term in loss])
-        losses = _summed(shares.clone()).cpu()
-        if not losses.isfinite().all():
-            raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
+        assert len(images) % accumulation_steps == 0, f"{len(images)} images in {accumulation_steps} parts"
+        clock.mark("prepare")
+        factor = poly_factor(iteration, max_iterations, power)
+        set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
+        num_valid = summed(valid_weight(target, cross_entropy.class_weights))
+        clock.mark("all_reduce")
+        shares = torch.zeros(3, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss.total * world_size).backward()
+        parts = zip(images.chunk(accumulation_steps), target.chunk(accumulation_steps), strict=True)
+        for number, (part, part_target) in enumerate(parts, start=1):
+            is_last = number == accumulation_steps
+            with _gradients_shared(model, is_last):
+                with autocast(device, precision):
+                    output = model(part, upsample=False)
+                loss = segmentation_loss(
+                    output,
+                    part_target,
+                    num_valid=num_valid,
+                    aux_loss_weight=aux_loss_weight,
+                    kind=cross_entropy,
+                )
+                shares += torch.stack([term.detach().double() for term in loss])
+                clock.mark("forward")
+                scaler.scale(loss.total * num_workers).backward()
+                clock.mark("all_reduce" if is_last and num_workers > 1 else "backward")
+        everyones = summed(shares.clone())
+        clock.mark("all_reduce")
+        scaler.unscale_(optimizer)
+        norm = _limit_gradients(model, max_gradient_norm)
+        *losses, gradient_norm = torch.cat([everyones, norm.double()[None]]).tolist()
+        if not all(map(math.isfinite, losses)):
+            raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
+        if not math.isfinite(gradient_norm) and not scaler.is_enabled():  # the scaler leaves such a step out
+            raise DivergedError(iteration, _gathered(batch.names), "gradient")
         scaler.step(optimizer)
         scaler.update()
+        if average is not None:
+            average.update_parameters(unwrapped(model))
+        clock.mark("optimizer")
+        clock.end_step()
 
-        sums += losses
-        num_images += images.shape[0] * world_size
+        sums += torch.tensor(losses, dtype=torch.float64)
+        norms += [gradient_norm] if math.isfinite(gradient_norm) else []
+        num_images += images.shape[0] * num_workers
         data_wait_s += wait_s
         lr = float(optimizer.param_groups[0]["lr"])
         if on_iteration is not None:
-            total, main, aux = losses.tolist()
+            total, main, aux = losses
             on_iteration(
                 IterationStats(
                     iteration=iteration,
@@ -132,23 +128,30 @@ def train_one_epoch(
                     loss=total,
                     main_loss=main,
                     aux_loss=aux,
+                    gradient_norm=gradient_norm,
                     lr=lr,
-                    images_per_s=images.shape[0] * world_size / (time.monotonic() - began),
+                    images_per_s=images.shape[0] * num_workers / (time.monotonic() - began),
                     data_wait_s=wait_s,
+                    parts_s=clock.latest,
                 )
             )
         iteration += 1
     num_iterations = iteration - start_iteration
     assert num_iterations > 0, "an epoch without a batch"
     total, main, aux = (sums / num_iterations).tolist()
-    waited = _summed(torch.tensor(data_wait_s, dtype=torch.float64, device=device))
+    seconds = [data_wait_s, *clock.close().values()]
+    waited, *parts_s = (
+        summed(torch.tensor(seconds, dtype=torch.float64, device=device)) / num_workers
+    ).tolist()
     return TrainStats(
         loss=total,
         main_loss=main,
         aux_loss=aux,
         lr=lr,
         images_per_s=num_images / (time.monotonic() - started),
-        data_wait_s=float(waited) / world_size,
+        data_wait_s=waited,
+        parts_s={part: total / num_iterations for part, total in zip(PARTS, parts_s, strict=True)},
+        gradient_norm=sum(norms) / max(1, len(norms)),
         iterations=num_iterations,
     )
 
@@ -182,29 +185,6 @@ def evaluate(
     return confusion
 
 
-def parallelise(model: PSPNet, device: torch.device | str) -> nn.Module:
-    """Return `model` ready to train: in DDP where torch.distributed has more than one worker, else itself.
-
-    Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model
-    given); on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
-    """
-    device = torch.device(device)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if _world_size() == 1:
-        return model
-    if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[device], gradient_as_bucket_view=True)
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-def unwrapped(model: nn.Module) -> PSPNet:
-    """Return the network inside DDP, or the network itself."""
-    network = model.module if isinstance(model, DistributedDataParallel) else model
-    assert isinstance(network, PSPNet)
-    return network
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch, the same on every worker: they must begin with equal weights."""
     random.seed(seed)
@@ -220,21 +200,31 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
         asked = time.monotonic()
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def _gradients_shared(model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    """Let DDP sum gradients over workers only in the last backward pass of an optimizer step."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
-def _summed(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all workers, in place."""
-    if _world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+def _limit_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Return the norm of all gradients together, and scale them down to `max_norm` where that is not 0."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _names_of_diverged(shares: Tensor, names: Sequence[str]) -> list[str]:
-    own = [] if shares.isfinite().all() else list(names)
-    if _world_size() == 1:
-        return own or list(names)
-    everyones: list[list[str]] = [[] for _ in range(_world_size())]
-    dist.all_gather_object(everyones, own)
+    found = _gathered([] if shares.isfinite().all() else names)
+    return found or _gathered(names)
+
+
+def _gathered(names: Sequence[str]) -> list[str]:
+    """Return the names of all workers, in the order of their ranks."""
+    if world_size() == 1:
+        return list(names)
+    everyones: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(everyones, list(names))
     return [name for theirs in everyones for name in theirs]

@@ -1,9 +1,13 @@
 """Main and auxiliary cross-entropy, normalised by the valid pixels of all workers.
 
+Label smoothing, class weights and the choice of hard pixels (pspnet.ohem) are options of it.
+
 Axes: n images, c classes, h w pixels, fh fw cells of logits that are not upsampled yet.
 """
 
 # ruff: noqa: F722
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +17,7 @@ from torch.nn import functional
 
 from pspnet.labels import IGNORE_INDEX
 from pspnet.model import PSPNetOutput, at_least_float32, upsampled
+from pspnet.ohem import hard_pixels
 
 CELLS_PER_STRIP = 8
 """Rows of cells upsampled at a time: their pixels stay in the cache of a core."""
@@ -26,57 +31,133 @@ class SegmentationLoss(NamedTuple):
     aux: Float[Tensor, ""]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Which cross-entropy is taken: torch's, with its label smoothing and class weights, of all pixels or hard ones."""
+
+    label_smoothing: float = 0.0
+    """So much of each target is spread evenly over all classes."""
+    class_weights: Float[Tensor, " c"] | None = None
+    """Weight of the pixels of each class, on the device of the logits."""
+    ohem_threshold: float = 0.0
+    """The main loss takes pixels whose class has a smaller probability; 0 takes all. See pspnet.ohem."""
+    ohem_min_kept: int = 100_000
+    """It takes at least so many pixels an image."""
+
+
+PLAIN = CrossEntropy()
+
+
 def segmentation_loss(
-    output: PSPNetOutput, target: Int64[Tensor, "n h w"], *, num_valid: Tensor | int, aux_loss_weight: float
+    output: PSPNetOutput,
+    target: Int64[Tensor, "n h w"],
+    *,
+    num_valid: Tensor | int,
+    aux_loss_weight: float,
+    kind: CrossEntropy = PLAIN,
 ) -> SegmentationLoss:
     """Return this worker's share: shares sum over workers to the one-process loss.
 
-    `num_valid` counts the pixels of all workers whose target is not IGNORE_INDEX. DDP averages gradients, so
-    the caller multiplies by the number of workers. Without a valid pixel all is 0, and so are the gradients.
+    `num_valid` is the sum of `valid_weight` over all workers. DDP averages gradients, so the caller multiplies by
+    the number of workers. Without a valid pixel all is 0, and so are the gradients.
+
+    Of hard pixels it is still all valid ones that the loss is divided by, as mmsegmentation does with avg_non_ignore;
+    the auxiliary loss takes all pixels.
     """
-    denominator = torch.as_tensor(num_valid, device=target.device).clamp(min=1)
-    main = summed_cross_entropy(output.logits, target, output.output_stride) / denominator
+    denominator = torch.as_tensor(num_valid, device=target.device)
+    denominator = denominator.where(denominator > 0, 1)
+    if denominator.is_floating_point():
+        denominator = denominator.to(at_least_float32(output.logits).dtype)
+    hard = target
+    if kind.ohem_threshold > 0:
+        probabilities = target_probabilities(output.logits, target, output.output_stride)
+        hard = hard_pixels(target, probabilities, threshold=kind.ohem_threshold, min_kept=kind.ohem_min_kept)
+    main = summed_cross_entropy(output.logits, hard, output.output_stride, kind) / denominator
     if output.aux_logits is None:
         return SegmentationLoss(main, main, torch.zeros_like(main))
-    aux = summed_cross_entropy(output.aux_logits, target, output.output_stride) / denominator
+    aux = summed_cross_entropy(output.aux_logits, target, output.output_stride, kind) / denominator
     return SegmentationLoss(main + aux_loss_weight * aux, main, aux)
 
 
+def valid_weight(target: Int64[Tensor, "n h w"], class_weights: Float[Tensor, " c"] | None) -> Tensor:
+    """Return the number of pixels whose target is not IGNORE_INDEX, or the sum of their classes' weights."""
+    valid = target != IGNORE_INDEX
+    if class_weights is None:
+        return valid.sum()
+    weights = class_weights.double()[target.clamp(max=len(class_weights) - 1)]
+    return torch.where(valid, weights, 0).sum()
+
+
 def summed_cross_entropy(
-    logits: Float[Tensor, "n c fh fw"], target: Int64[Tensor, "n h w"], output_stride: int
+    logits: Float[Tensor, "n c fh fw"],
+    target: Int64[Tensor, "n h w"],
+    output_stride: int,
+    kind: CrossEntropy = PLAIN,
 ) -> Float[Tensor, ""]:
     """Return the sum over all valid pixels of the cross-entropy of the upsampled logits."""
     if output_stride == 1:
-        return functional.cross_entropy(
-            at_least_float32(logits), target, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-    return _CrossEntropyByStrips.apply(at_least_float32(logits), target, output_stride)
+        return _summed_loss(at_least_float32(logits), target, kind)
+    return _CrossEntropyByStrips.apply(at_least_float32(logits), target, output_stride, kind)
+
+
+def target_probabilities(
+    logits: Float[Tensor, "n c fh fw"], target: Int64[Tensor, "n h w"], output_stride: int
+) -> Float[Tensor, "n h w"]:
+    """Return the softmax of the upsampled logits at each pixel's target, at least in float32; 1 at ignored pixels."""
+    logits = at_least_float32(logits.detach())
+    probabilities = logits.new_ones(target.shape)
+    height, width = target.shape[1:]
+    for first, last, rows in _strips(logits.shape[2], height, output_stride):
+        wanted = target[:, rows]
+        with torch.autocast(logits.device.type, enabled=False):
+            pixels = upsampled(logits[:, :, first : last + 1], output_stride)
+        pixels = pixels[:, :, : wanted.shape[1], :width].softmax(1)
+        right = pixels.gather(1, wanted.clamp(max=pixels.shape[1] - 1)[:, None])[:, 0]
+        probabilities[:, rows] = torch.where(wanted == IGNORE_INDEX, 1, right)
+    return probabilities
+
+
+def _summed_loss(pixels: Tensor, target: Tensor, kind: CrossEntropy) -> Tensor:
+    return functional.cross_entropy(
+        pixels,
+        target,
+        weight=None if kind.class_weights is None else kind.class_weights.to(pixels.dtype),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=kind.label_smoothing,
+    )
+
+
+def _strips(num_rows: int, height: int, stride: int) -> Iterator[tuple[int, int, slice]]:
+    """Yield first and last row of cells of each strip, and the rows of pixels that are taken from it.
+
+    Neighbouring strips share a row of cells, whose row of pixels belongs to the lower strip.
+    """
+    for first in range(0, max(1, num_rows - 1), CELLS_PER_STRIP):
+        last = min(first + CELLS_PER_STRIP, num_rows - 1)
+        yield first, last, slice(first * stride, height if last == num_rows - 1 else last * stride)
 
 
 class _CrossEntropyByStrips(torch.autograd.Function):
     """Cross-entropy of upsampled logits that exist a few rows at a time, its gradient computed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, stride: int, kind: CrossEntropy) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False), torch.enable_grad():
             gradient = torch.zeros_like(logits)
             total = torch.zeros((), dtype=logits.dtype, device=logits.device)
             height, width = target.shape[1:]
-            num_rows = logits.shape[2]
-            for first in range(0, max(1, num_rows - 1), CELLS_PER_STRIP):
-                # Neighbouring strips share a row of cells, whose row of pixels belongs to the lower strip.
-                last = min(first + CELLS_PER_STRIP, num_rows - 1)
-                end = height if last == num_rows - 1 else last * stride
+            for first, last, rows in _strips(logits.shape[2], height, stride):
                 strip = logits[:, :, first : last + 1].detach().requires_grad_()
-                rows = target[:, first * stride : end]
-                pixels = upsampled(strip, stride)[:, :, : rows.shape[1], :width]
-                loss = functional.cross_entropy(pixels, rows, ignore_index=IGNORE_INDEX, reduction="sum")
+                wanted = target[:, rows]
+                pixels = upsampled(strip, stride)[:, :, : wanted.shape[1], :width]
+                loss = _summed_loss(pixels, wanted, kind)
                 gradient[:, :, first : last + 1] += torch.autograd.grad(loss, strip)[0]
                 total += loss.detach()
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None
+        return gradient * grad_outputs[0], None, None, None

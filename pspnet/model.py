@@ -233,17 +233,18 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def refuse_single_values(model: nn.Module, num_images: int) -> None:
     """Raise InputError where BatchNorm over one worker's `num_images` would have a single value per channel.
 
-    That is the 1x1 bin with one image. SyncBatchNorm counts the images of all workers and is not concerned.
+    That is the 1x1 bin with one image. SyncBatchNorm counts the images of all workers and is not concerned, nor
+    is BatchNorm that is not trained (pspnet.freezing).
     """
     for head in model.modules():
         if isinstance(head, PyramidHead) and num_images == 1 and 1 in head.bin_sizes:
             branch = head.branches[head.bin_sizes.index(1)]
-            if any(type(module) is nn.BatchNorm2d for module in branch.modules()):
+            if any(type(it) is nn.BatchNorm2d and it.weight.requires_grad for it in branch.modules()):
                 raise InputError(
                     "A worker without SyncBatchNorm must train on at least 2 images at a time, because the "
                     "1x1 bin has one value per image and channel, but the per-worker batch size is 1. "
-                    "Double schedule.global_batch_size, halve workers.num_workers, or leave 1 out of "
-                    "model.bin_sizes."
+                    "Double schedule.global_batch_size, halve workers.num_workers or "
+                    "schedule.accumulation_steps, or leave 1 out of model.bin_sizes."
                 )
 
 

@@ -33,6 +33,16 @@ def poly_factor(iteration: int, max_iterations: int, power: float) -> float:
     return float((1 - iteration / max_iterations) ** power)
 
 
+def warm_up_factor(iteration: int, num_iterations: int, start: float) -> float:
+    """Return start + (1 - start) * min(1, iteration / num_iterations), by which the scheduled rate is multiplied.
+
+    That is torch's `LinearLR` chained with the schedule, and mmsegmentation's linear warm-up. 1 without warm-up.
+    """
+    if iteration >= num_iterations:
+        return 1.0
+    return start + (1 - start) * iteration / num_iterations
+
+
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to `factor` times its initial one."""
     for group in optimizer.param_groups:

@@ -1,10 +1,11 @@
 """Everything a resume needs, in one folder that appears whole or not at all and is verified before it is read.
 
 epoch_0003/
-  model.safetensors      weights and buffers
+  model.safetensors      weights and buffers, as they are evaluated and packaged
+  trained.safetensors    only where those are an average: weights and buffers as they are trained on
   optimizer.safetensors  the tensors of the optimizer's state, keyed "<parameter number>/<name>"
   state.json             the rest: configuration, architecture, epoch, iteration, metrics, the optimizer's numbers
-  manifest.json          size and sha256 of the other three
+  manifest.json          size and sha256 of the others
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from pspnet.errors import InputError
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
+TRAINED_FILE = "trained.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
@@ -41,6 +43,8 @@ class Checkpoint:
 
     path: Path
     model_state: dict[str, Tensor]
+    trained_state: dict[str, Tensor]
+    """Where training goes on from: `model_state`, unless that is an average."""
     optimizer_state: dict[str, Any]
     state: dict[str, Any]
     """config, architecture, class_table, mean, std, store_digest, epoch, iteration, metrics."""
@@ -52,8 +56,12 @@ def save_checkpoint(
     model_state: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Any],
     state: Mapping[str, Any],
+    trained_state: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint aside, sync it and rename it to `folder`, in place of an older one there."""
+    """Write a checkpoint aside, sync it and rename it to `folder`, in place of an older one there.
+
+    `trained_state` is given where `model_state` is an average of it.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.parent / f"{ASIDE_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}"
@@ -66,6 +74,8 @@ def save_checkpoint(
             OPTIMIZER_FILE: safetensors.torch.save(_contiguous(tensors)),
             STATE_FILE: text.encode(),
         }
+        if trained_state is not None:
+            contents[TRAINED_FILE] = safetensors.torch.save(_contiguous(trained_state))
         files = {name: _written(aside / name, content) for name, content in contents.items()}
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
         _written(aside / MANIFEST_FILE, manifest.encode())
@@ -91,6 +101,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(
         path=folder,
         model_state=safetensors.torch.load(contents[MODEL_FILE]),
+        trained_state=safetensors.torch.load(contents.get(TRAINED_FILE, contents[MODEL_FILE])),
         optimizer_state=_join_optimizer_state(tensors, state.pop("optimizer")),
         state=state,
     )
@@ -162,7 +173,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
             f"A checkpoint must have a readable {MANIFEST_FILE}, but {folder} has none ({error}). "
             "Use another checkpoint of the run."
         ) from error
-    if version != FORMAT or set(files) != {MODEL_FILE, OPTIMIZER_FILE, STATE_FILE}:
+    if version != FORMAT or set(files) - {TRAINED_FILE} != {MODEL_FILE, OPTIMIZER_FILE, STATE_FILE}:
         raise DamagedCheckpointError(
             f"A checkpoint must be of format {FORMAT}, but {folder} is of format {version} with the files "
             f"{', '.join(sorted(files))}. Read it with the version of segfleet that wrote it."

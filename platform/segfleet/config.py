@@ -112,7 +112,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Every field but `backbone_weights` is an argument of `pspnet.model.PSPNet`."""
+    """The network. Every field but `backbone_weights` and `freeze_…` is an argument of `pspnet.model.PSPNet`."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
     """Dilated ResNet that computes the features."""
@@ -135,6 +135,12 @@ class ModelConfig:
     has_aux_head: bool = True
     """Whether an auxiliary classifier is trained on stage 3."""
 
+    freeze_stages: int = 0
+    """The first so many of the backbone's stem and stages 1 to 4 keep their initial weights and statistics."""
+
+    freeze_batch_norm: Literal["none", "backbone", "all"] = "none"
+    """Where BatchNorm keeps its initial weights and normalises with its initial statistics."""
+
     def __post_init__(self) -> None:
         _require(
             all(size >= 1 for size in self.bin_sizes),
@@ -146,6 +152,10 @@ class ModelConfig:
         )
         _require(
             0 <= self.dropout < 1, f"model.dropout must be in [0, 1), but got {self.dropout}. Usual: 0.1."
+        )
+        _require(
+            0 <= self.freeze_stages <= 5,
+            f"model.freeze_stages must be 0 (none) to 5 (stem and all four stages), but got {self.freeze_stages}.",
         )
 
 
@@ -171,6 +181,20 @@ class OptimConfig:
     aux_loss_weight: float = 0.4
     """Weight of the auxiliary cross-entropy beside the main one."""
 
+    warm_up_iterations: int = 0
+    """The first so many iterations raise the learning rate linearly from warm_up_start times the scheduled one up to
+    it; 0 turns it off."""
+
+    warm_up_start: float = 1e-6
+    """Share of the scheduled learning rate at iteration 0 of a warm-up."""
+
+    max_gradient_norm: float = 0.0
+    """Gradients with a larger norm, over all parameters together, are scaled down to it; 0 turns it off."""
+
+    ema_decay: float = 0.0
+    """An exponential moving average of weights and BatchNorm's statistics with this decay is evaluated, kept and
+    packaged in their place (usual: 0.999 to 0.9999); 0 turns it off."""
+
     def __post_init__(self) -> None:
         for name in ("base_lr", "head_lr_factor", "power"):
             value = getattr(self, name)
@@ -181,12 +205,67 @@ class OptimConfig:
         _require(
             0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), but got {self.momentum}. Usual: 0.9."
         )
-        for name in ("weight_decay", "aux_loss_weight"):
+        for name in ("weight_decay", "aux_loss_weight", "max_gradient_norm"):
             value = getattr(self, name)
             _require(
                 math.isfinite(value) and value >= 0,
                 f"optim.{name} must be 0 or a positive number, but got {value}. 0 turns it off.",
             )
+        _require(
+            0 <= self.ema_decay < 1,
+            f"optim.ema_decay must be in [0, 1), but got {self.ema_decay}. 0 turns it off; usual: 0.999.",
+        )
+        _require(
+            self.warm_up_iterations >= 0,
+            f"optim.warm_up_iterations must be 0 or more, but got {self.warm_up_iterations}. 0 turns it off.",
+        )
+        _require(
+            0 < self.warm_up_start <= 1,
+            f"optim.warm_up_start must be above 0 and at most 1, but got {self.warm_up_start}. "
+            "mmsegmentation uses 1e-6.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Which cross-entropy is minimised: of main and auxiliary classifier, over the valid pixels."""
+
+    label_smoothing: float = 0.0
+    """So much of each target is spread evenly over all classes."""
+
+    class_weights: tuple[float, ...] = ()
+    """Weight of the pixels of each class, in the order of their train ids; empty weighs all alike."""
+
+    class_balance: Literal["none", "balanced", "median"] = "none"
+    """Weights from the training pixels of each class: "balanced" gives every class the same share of the loss, "median"
+    weighs by median of the classes' pixels / pixels of the class."""
+
+    ohem_threshold: float = 0.0
+    """The main loss takes only pixels whose class the network gives a smaller probability than this, online hard
+    example mining (mmsegmentation: 0.7); 0 takes all pixels."""
+
+    ohem_min_kept: int = 100_000
+    """Online hard example mining takes at least so many pixels an image, of those in the network at a time."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "ohem_threshold"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"loss.{name} must be in [0, 1), but got {value}. 0 turns it off.")
+        _require(
+            self.ohem_min_kept >= 1,
+            f"loss.ohem_min_kept must be at least 1, but got {self.ohem_min_kept}. mmsegmentation uses 100000.",
+        )
+        _require(
+            all(math.isfinite(weight) and weight >= 0 for weight in self.class_weights)
+            and (not self.class_weights or max(self.class_weights) > 0),
+            f"loss.class_weights must be 0 or positive numbers, one of them above 0, but got {self.class_weights}. "
+            "1 is the weight of a class like any other.",
+        )
+        _require(
+            not self.class_weights or self.class_balance == "none",
+            f"loss.class_balance computes the weights that loss.class_weights gives, but got "
+            f"{self.class_balance!r} and {self.class_weights}. Give one of them.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +278,10 @@ class ScheduleConfig:
     global_batch_size: int = 16
     """Images per optimizer step, over all workers."""
 
+    accumulation_steps: int = 1
+    """Each worker takes its images of an optimizer step through the network in so many equal parts, one after the
+    other, which takes less memory. Only BatchNorm sees the difference: a part is normalised by itself."""
+
     max_iterations_per_epoch: int = 0
     """Ends each epoch after this many iterations; 0 for whole epochs."""
 
@@ -209,7 +292,7 @@ class ScheduleConfig:
     """Everything random follows from it."""
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "global_batch_size", "evaluate_every_epochs"):
+        for name in ("num_epochs", "global_batch_size", "accumulation_steps", "evaluate_every_epochs"):
             value = getattr(self, name)
             _require(value >= 1, f"schedule.{name} must be at least 1, but got {value}.")
         _require(
@@ -238,6 +321,13 @@ class WorkersConfig:
     precision: Precision = "fp32"
     """Autocast precision of the forward pass."""
 
+    recompute: bool = False
+    """Blocks of the backbone keep only their input and compute the rest again in the backward pass (activation
+    checkpointing): less memory, a third more arithmetic, the same gradients."""
+
+    compile: bool = False
+    """Training steps are compiled by torch.compile, which takes a minute or more at the first one."""
+
     max_failures: int = 2
     """How often Ray Train restarts the group from the last checkpoint after a worker died."""
 
@@ -252,6 +342,11 @@ class WorkersConfig:
         _require(
             self.precision != "fp16" or self.use_gpu,
             "workers.precision fp16 needs a GPU, but workers.use_gpu is False. Use bf16 or fp32 on CPUs.",
+        )
+        _require(
+            not (self.compile and self.recompute),
+            "workers.compile and workers.recompute must not both be True: torch.compile decides itself what it keeps "
+            "and cannot leave BatchNorm's statistics alone in a second pass. Set one of them to False.",
         )
 
 
@@ -282,6 +377,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -294,11 +390,22 @@ class TrainingConfig:
             f"schedule.global_batch_size must be a multiple of workers.num_workers, but got {batch} for "
             f"{num_workers} workers. The nearest are {lower} and {lower + num_workers}.",
         )
+        steps, share = self.schedule.accumulation_steps, batch // num_workers
+        _require(
+            share % steps == 0,
+            f"schedule.accumulation_steps must divide the {share} images that a worker has of a global batch, but got "
+            f"{steps}. These do: {', '.join(str(n) for n in range(1, share + 1) if share % n == 0)}.",
+        )
 
     @property
     def per_worker_batch_size(self) -> int:
         """Images per optimizer step of one worker."""
         return self.schedule.global_batch_size // self.workers.num_workers
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that a worker takes through the network at a time."""
+        return self.per_worker_batch_size // self.schedule.accumulation_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

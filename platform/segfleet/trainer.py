@@ -38,6 +38,7 @@ from segfleet.worker import (
     Reason,
     Task,
     message_of,
+    new_cross_entropy,
     new_model,
     read_outcome,
     record_outcome,
@@ -314,9 +315,10 @@ def check_data(config: TrainingConfig) -> Store:
             f"data.crop_size must fit into the largest training image at data.max_scale ({largest} pixels x "
             f"{data.max_scale}), but got {data.crop_size}. At most {below} does."
         )
+    new_cross_entropy(config, store)
     model = new_model(config, store.class_table.num_classes)
     if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
-        refuse_single_values(model, config.per_worker_batch_size)
+        refuse_single_values(model, config.micro_batch_size)
     return store
 
 

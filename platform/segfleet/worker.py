@@ -15,6 +15,7 @@ import math
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,25 +28,26 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from pspnet.averaging import new_average
 from pspnet.backbones import load_backbone_weights
+from pspnet.class_weights import class_weights
+from pspnet.compilation import require_compiler
 from pspnet.data import num_iterations, shard_indices, train_batches
-from pspnet.engine import (
-    DivergedError,
-    IterationStats,
-    TrainStats,
-    evaluate,
-    parallelise,
-    seed_everything,
-    train_one_epoch,
-)
+from pspnet.distributed import parallelise, unwrapped
+from pspnet.engine import evaluate, seed_everything, train_one_epoch
 from pspnet.errors import InputError
+from pspnet.flops import Arithmetic, peak_flops, training_flops
+from pspnet.freezing import freeze
 from pspnet.inference import predict
+from pspnet.loss import CrossEntropy
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.pictures import confusion_matrix_picture, panel
+from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.store import Store
+from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
 from segfleet.checkpoint import (
     Checkpoint,
@@ -195,9 +197,16 @@ class Training:
                 config.schedule.max_iterations_per_epoch,
             )
             self.classes = self._class_uniform()
+            self.cross_entropy = new_cross_entropy(config, self.store, place.device)
             seed_everything(config.schedule.seed)
             self.model = new_model(config, self.store.class_table.num_classes)
             self.model.to(place.device)
+            if config.workers.recompute:
+                recompute_blocks(self.model)
+            if config.workers.compile:
+                require_compiler(place.device)
+            self.arithmetic = _arithmetic(config, self.model, place)
+            log.arithmetic = self.arithmetic
             self.optimizer = build_optimizer(
                 self.model,
                 base_lr=config.optim.base_lr,
@@ -205,10 +214,13 @@ class Training:
                 momentum=config.optim.momentum,
                 weight_decay=config.optim.weight_decay,
             )
+        self.group_model = parallelise(self.model, place.device, compiled=config.workers.compile)
+        self.average = new_average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.evaluated_model = self.model if self.average is None else unwrapped(self.average.module)
+        """What is evaluated and kept: the weights, or their average."""
         checkpoint = _same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
         with _agreed(place):
             self.last_metrics = None if checkpoint is None else self._resume(checkpoint)
-        self.group_model = parallelise(self.model, place.device)
 
     def run(self, report: Report) -> None:
         """Train the epochs that are left; each evaluated one is checkpointed, tracked, and then reported.
@@ -281,9 +293,12 @@ class Training:
     def _resume(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Take over the checkpoint's weights and optimizer state and return its metrics."""
         _check_same_training(self.config, self.store.digest, checkpoint)
-        self.model.load_state_dict(checkpoint.model_state)
-        self.optimizer.load_state_dict(checkpoint.optimizer_state)
         metrics: dict[str, Any] = checkpoint.state["metrics"]
+        self.model.load_state_dict(checkpoint.trained_state)
+        self.optimizer.load_state_dict(checkpoint.optimizer_state)
+        if self.average is not None:
+            self.evaluated_model.load_state_dict(checkpoint.model_state)
+            self.average.n_averaged.fill_(metrics["iteration"])
         self.log.say(f"resumed after epoch {metrics['epoch']} from {checkpoint.path}")
         return metrics
 
@@ -327,6 +342,12 @@ class Training:
             power=optim.power,
             aux_loss_weight=optim.aux_loss_weight,
             precision=self.config.workers.precision,
+            accumulation_steps=schedule.accumulation_steps,
+            max_gradient_norm=optim.max_gradient_norm,
+            warm_up_iterations=optim.warm_up_iterations,
+            warm_up_start=optim.warm_up_start,
+            cross_entropy=self.cross_entropy,
+            average=self.average,
             on_iteration=lambda stats: self.log.iteration(
                 stats, epoch, schedule.num_epochs, max_iterations, schedule.global_batch_size
             ),
@@ -334,9 +355,9 @@ class Training:
 
     def _evaluate(self) -> ConfusionMatrix:
         """Return the counts of the whole validation split, each image once, by rank 0's statistics."""
-        _share_buffers(self.model, self.place)
+        _share_buffers(self.evaluated_model, self.place)
         return evaluate(
-            self.model,
+            self.evaluated_model,
             self.val_split,
             indices=shard_indices(len(self.val_split), self.place.rank, self.place.world_size),
             mean=self.store.mean,
@@ -358,6 +379,9 @@ class Training:
             "lr": stats.lr,
             "images_per_s": stats.images_per_s,
             "data_wait_s": stats.data_wait_s,
+            "gradient_norm": stats.gradient_norm,
+            **self.arithmetic.rates(stats.images_per_s),
+            "step_s": stats.parts_s,
             "is_last": False,
         }
 
@@ -380,7 +404,8 @@ class Training:
     def _save(self, metrics: dict[str, Any]) -> None:
         folder = save_checkpoint(
             metrics["checkpoint_path"],
-            model_state=self.model.state_dict(),
+            model_state=self.evaluated_model.state_dict(),
+            trained_state=None if self.average is None else self.model.state_dict(),
             optimizer_state=self.optimizer.state_dict(),
             state={
                 "config": json.loads(to_json(self.config)),
@@ -414,7 +439,11 @@ class Training:
             if label is None:
                 continue
             prediction = predict(
-                self.model, image, mean=self.store.mean, std=self.store.std, device=self.place.device
+                self.evaluated_model,
+                image,
+                mean=self.store.mean,
+                std=self.store.std,
+                device=self.place.device,
             )
             rows.append((image, label, prediction))
             titles.append(self.val_split.name(index))
@@ -435,6 +464,13 @@ def track(writer: "RunWriter", metrics: Mapping[str, Any]) -> None:
     """Send the curves of one epoch; the step is the number of epochs done."""
     points = {f"train/{name}": metrics[name] for name in ("loss", "main_loss", "aux_loss")}
     points |= {name: metrics[name] for name in ("lr", "images_per_s", "data_wait_s")}
+    # Checkpoints of earlier versions lack these; there is no mfu without a peak.
+    points |= {
+        name: metrics[name]
+        for name in ("gradient_norm", "tflops_per_s", "mfu")
+        if metrics.get(name) is not None
+    }
+    points |= {f"step/{part}_s": seconds for part, seconds in metrics.get("step_s", {}).items()}
     if "miou" in metrics:
         points |= {f"val/{name}": metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
         points |= {f"class_iou/{name}": iou for name, iou in metrics["class_iou"].items() if iou is not None}
@@ -451,6 +487,9 @@ class ProgressLog:
             self._file = path.open("a")
         self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None
+        self._parts_s: Counter[str] = Counter()
+        self.arithmetic: Arithmetic | None = None
+        """What an image costs; set once the network is known."""
 
     def __enter__(self) -> Self:
         return self
@@ -469,6 +508,7 @@ class ProgressLog:
         self, stats: IterationStats, epoch: int, num_epochs: int, max_iterations: int, batch: int
     ) -> None:
         """Write where the training is, at most every PROGRESS_INTERVAL_S."""
+        self._parts_s.update(stats.parts_s)
         now = time.monotonic()
         self._first = self._first or (now, stats.iteration)
         if now - self._last_line < PROGRESS_INTERVAL_S or stats.iteration == self._first[1]:
@@ -478,20 +518,36 @@ class ProgressLog:
         left = seconds_each * (max_iterations - stats.iteration - 1)
         self.say(
             f"epoch {epoch + 1}/{num_epochs}  iteration {stats.iteration + 1}/{max_iterations}  "
-            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {batch / seconds_each:.1f} images/s  "
-            f"ETA {_clock(left)}"
+            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {self._speed(batch / seconds_each)}  "
+            f"{_shares(self._parts_s)}  ETA {_clock(left)}"
         )
+        self._parts_s.clear()
 
     def epoch(self, metrics: Mapping[str, Any], num_epochs: int, seconds: float) -> None:
         """Write what an epoch ended with."""
         line = (
             f"epoch {metrics['epoch']}/{num_epochs} done in {seconds:.1f} s  loss {metrics['loss']:.4f}  "
-            f"{metrics['images_per_s']:.1f} images/s"
+            f"{self._speed(metrics['images_per_s'])}  {_shares(metrics['step_s'])}"
         )
         if "miou" in metrics:
             line += f"  val mIoU {metrics['miou']:.4f}  pixel accuracy {metrics['pixel_accuracy']:.4f}"
         self._last_line = time.monotonic()
         self.say(line)
+
+    def _speed(self, images_per_s: float) -> str:
+        text = f"{images_per_s:.1f} images/s"
+        if self.arithmetic is None:
+            return text
+        rates = self.arithmetic.rates(images_per_s)
+        if "mfu" in rates:
+            return f"{text}  MFU {rates['mfu']:.1%}"
+        return f"{text}  {rates['tflops_per_s']:.3g} TFLOP/s"
+
+
+def _shares(parts_s: Mapping[str, float]) -> str:
+    """Return each part's share of the steps' time, in whole percent."""
+    whole = sum(parts_s.values()) or 1.0
+    return "  ".join(f"{part} {seconds / whole:.0%}" for part, seconds in parts_s.items())
 
 
 def read_outcome(run_dir: str | Path, attempt: str) -> Outcome | None:
@@ -520,7 +576,7 @@ def reason_of(error: Exception) -> Reason | None:
         return "refused"
     if isinstance(error, DivergedError):
         return "diverged"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if _is_out_of_memory(error):
         return "oom"
     if isinstance(error, RuntimeError | OSError | ray.exceptions.RayError):
         return None
@@ -533,7 +589,17 @@ def message_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, ray.exceptions.RayTaskError):  # a remote traceback: its last line is the error
         return str(error).strip().splitlines()[-1]
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{line} {_MEMORY_REMEDY}" if _is_out_of_memory(error) else line
+
+
+_MEMORY_REMEDY = (
+    "Raise schedule.accumulation_steps (the global batch stays), set workers.recompute, lower data.crop_size."
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class StoppedError(Exception):
@@ -603,7 +669,7 @@ def _check_same_training(config: TrainingConfig, store_digest: str, checkpoint: 
 
 
 def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
-    """Return the network that `config.model` describes, with its initial weights."""
+    """Return the network that `config.model` describes, with its initial weights, parts of it frozen."""
     model = PSPNet(
         num_classes,
         backbone=config.model.backbone,
@@ -614,7 +680,50 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
         has_aux_head=config.model.has_aux_head,
     )
     load_backbone_weights(model, config.model.backbone_weights)
+    freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)
     return model
+
+
+def _arithmetic(config: TrainingConfig, model: PSPNet, place: Place) -> Arithmetic:
+    """Return what a training image costs and what the devices of all workers, taken to be alike, could do."""
+    peak = None
+    if place.device.type == "cuda":
+        peak = peak_flops(
+            torch.cuda.get_device_name(place.device),
+            config.workers.precision,
+            is_tf32=torch.backends.cudnn.allow_tf32,
+        )
+    flops = training_flops(
+        model,
+        config.data.crop_size,
+        num_frozen_stages=config.model.freeze_stages,
+        frozen_batch_norm=config.model.freeze_batch_norm,
+    )
+    return Arithmetic(
+        flops_per_image=flops, peak_flops=None if peak is None else peak * config.workers.num_workers
+    )
+
+
+def new_cross_entropy(
+    config: TrainingConfig, store: Store, device: torch.device | str = "cpu"
+) -> CrossEntropy:
+    """Return the loss that `config.loss` describes; InputError where its weights do not fit the store's classes."""
+    loss, names = config.loss, store.class_table.class_names
+    weights = list(loss.class_weights)
+    if loss.class_balance != "none":
+        counts = store.manifest.class_counts(config.data.train_split)[:-1]
+        weights = class_weights(counts, loss.class_balance)
+    if weights and len(weights) != len(names):
+        raise InputError(
+            f"loss.class_weights must have one weight for each of the {len(names)} classes of the store, but got "
+            f"{len(weights)}. The classes are, in this order: {', '.join(names)}."
+        )
+    return CrossEntropy(
+        label_smoothing=loss.label_smoothing,
+        class_weights=torch.tensor(weights, device=device) if weights else None,
+        ohem_threshold=loss.ohem_threshold,
+        ohem_min_kept=loss.ohem_min_kept,
+    )
 
 
 def _share_buffers(model: torch.nn.Module, place: Place) -> None:

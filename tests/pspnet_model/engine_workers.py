@@ -8,21 +8,36 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data import Batch
-from pspnet.engine import DivergedError, evaluate, parallelise, train_one_epoch
+from pspnet.distributed import parallelise
+from pspnet.engine import evaluate, train_one_epoch
+from pspnet.freezing import freeze
 from pspnet.labels import IGNORE_INDEX
+from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.store import Split
+from pspnet.training_stats import DivergedError
 from pspnet.transforms import Window
 
 NUM_CLASSES = 4
 GLOBAL_BATCH_SIZE = 4
 NUM_ITERATIONS = 3
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 61.0, 62.0)
+
+
+KIND = CrossEntropy(
+    label_smoothing=0.1,
+    class_weights=torch.tensor([1.0, 0.5, 2.0, 4.0]),
+    ohem_threshold=0.1,
+    ohem_min_kept=200,
+)
+"""Everything that is normalised or chosen over all workers; the number of pixels decides which are hard."""
 
 
 class Pictures(Split):
@@ -85,26 +100,25 @@ def prepare_with_a_nan(batch: Batch) -> tuple[Tensor, Tensor]:
     return images, target
 
 
-def freeze_batchnorm(model: nn.Module) -> None:
-    """Let BatchNorm use its running statistics in training too, so that it knows nothing of the other images."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
-
-
 def trained(
-    rank: int, world_size: int, prepare: Callable[[Batch], tuple[Tensor, Tensor]] = prepare
+    rank: int,
+    world_size: int,
+    prepare: Callable[[Batch], tuple[Tensor, Tensor]] = prepare,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Train a few iterations in float64 and return everything that workers must agree on."""
     model = new_model().double()
-    freeze_batchnorm(model)
+    freeze(model, batch_norm="all")  # it then knows nothing of the other images
     optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
     losses: list[float] = []
     error, stats = None, None
+    group_model = parallelise(model, "cpu")
+    exchanges: list[int] = []
+    if isinstance(group_model, DistributedDataParallel):
+        group_model.register_comm_hook(exchanges, _counted_all_reduce)
     try:
         stats = train_one_epoch(
-            parallelise(model, "cpu"),
+            group_model,
             optimizer,
             batches(rank, world_size),
             prepare=prepare,
@@ -114,6 +128,7 @@ def trained(
             power=0.9,
             aux_loss_weight=0.4,
             on_iteration=lambda iteration: losses.append(iteration.loss),
+            **changes,
         )
     except DivergedError as diverged:
         error = (diverged.iteration, diverged.names)
@@ -121,9 +136,17 @@ def trained(
         "weights": {name: value.detach().contiguous() for name, value in model.state_dict().items()},
         "losses": losses,
         "error": error,
+        "exchanges": len(exchanges),
         "loss": None if stats is None else stats.loss,
         "lr": None if stats is None else stats.lr,
     }
+
+
+def _counted_all_reduce(exchanges: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+    exchanges.append(bucket.index())
+    group = dist.group.WORLD
+    assert group is not None
+    return allreduce_hook(group, bucket)
 
 
 def counted(rank: int, world_size: int, num_images: int) -> Tensor:
@@ -153,6 +176,8 @@ def run_worker(rank: int, folder: str) -> None:
         results: dict[str, Any] = {f"counts{n}": counted(rank, world_size, n) for n in (5, 2)}
         if world_size == 2:
             results["trained"] = trained(rank, world_size)
+            results["accumulated"] = trained(rank, world_size, accumulation_steps=2)
+            results["hard"] = trained(rank, world_size, cross_entropy=KIND)
             results["diverged"] = trained(rank, world_size, prepare_with_a_nan)
         torch.save(results, Path(folder) / f"{world_size}_{rank}.pt")
         dist.destroy_process_group()

@@ -14,19 +14,15 @@ import torch
 from torch import Tensor
 
 from pspnet.data import Batch
-from pspnet.engine import (
-    DivergedError,
-    IterationStats,
-    evaluate,
-    parallelise,
-    seed_everything,
-    train_one_epoch,
-)
+from pspnet.distributed import parallelise
+from pspnet.engine import evaluate, seed_everything, train_one_epoch
 from pspnet.errors import InputError
 from pspnet.inference import predict_logits
 from pspnet.labels import IGNORE_INDEX
+from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer, poly_factor
+from pspnet.training_stats import DivergedError, IterationStats
 from tests.pspnet_model import engine_workers
 from tests.pspnet_model.engine_workers import MEAN, NUM_CLASSES, STD, Pictures
 
@@ -55,6 +51,38 @@ def test_two_workers_train_the_weights_of_one(group: dict, alone: dict[str, Any]
             torch.testing.assert_close(theirs["weights"][name], weight, rtol=1e-9, atol=1e-12)
     moved = (alone["weights"]["backbone.conv1.weight"] - initial["backbone.conv1.weight"]).abs().max()
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_batch_in_parts_trains_the_weights_of_the_whole(alone: dict[str, Any], steps: int) -> None:
+    """BatchNorm on its running statistics, float64; the parts' shares of valid pixels differ ten to one."""
+    parts = engine_workers.trained(0, 1, accumulation_steps=steps)
+    assert parts["losses"] == pytest.approx(alone["losses"], rel=1e-12)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(parts["weights"][name], weight, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_workers_with_parts_train_the_weights_of_one_and_talk_once_a_step(
+    group: dict, alone: dict[str, Any]
+) -> None:
+    for rank in (0, 1):
+        theirs = group[2, rank]["accumulated"]
+        assert theirs["losses"] == pytest.approx(alone["losses"], rel=1e-12)
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(theirs["weights"][name], weight, rtol=1e-9, atol=1e-12)
+        assert theirs["exchanges"] == group[2, rank]["trained"]["exchanges"] > 0
+
+
+@pytest.mark.slow
+def test_two_workers_choose_the_hard_pixels_and_weights_of_one(group: dict, alone: dict[str, Any]) -> None:
+    whole = engine_workers.trained(0, 1, cross_entropy=engine_workers.KIND)
+    assert whole["losses"] != pytest.approx(alone["losses"], rel=1e-2)
+    for rank in (0, 1):
+        theirs = group[2, rank]["hard"]
+        assert theirs["losses"] == pytest.approx(whole["losses"], rel=1e-12)
+        for name, weight in whole["weights"].items():
+            torch.testing.assert_close(theirs["weights"][name], weight, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -90,9 +118,9 @@ def test_all_workers_raise_when_the_loss_of_one_is_not_finite(group: dict) -> No
 
 
 def test_a_diverged_error_crosses_processes() -> None:
-    error = pickle.loads(pickle.dumps(DivergedError(7, ["a", "b"])))  # noqa: S301
-    assert (error.iteration, error.names) == (7, ["a", "b"])
-    assert "iteration 7" in str(error)
+    error = pickle.loads(pickle.dumps(DivergedError(7, ["a", "b"], "gradient")))  # noqa: S301
+    assert (error.iteration, error.names, error.what) == (7, ["a", "b"], "gradient")
+    assert "gradient of iteration 7" in str(error)
 
 
 def test_the_learning_rate_follows_poly_over_the_whole_training(alone: dict[str, Any]) -> None:
@@ -110,6 +138,69 @@ def epoch_of(model: PSPNet, batches: Iterable[Batch], **changes: Any) -> Any:
         "aux_loss_weight": 0.4,
     }
     return train_one_epoch(model, optimizer, batches, **arguments | changes)
+
+
+@pytest.mark.parametrize(("limit", "is_limited"), [(0.1, True), (1e6, False)])
+def test_a_limited_gradient_is_that_of_clip_grad_norm(limit: float, is_limited: bool) -> None:
+    steps: list[IterationStats] = []
+    model, by_hand = (engine_workers.new_model().double() for _ in range(2))
+    batch = next(engine_workers.batches(0, 1))
+    epoch_of(model, [batch], max_gradient_norm=limit, on_iteration=steps.append)
+
+    optimizer = build_optimizer(by_hand, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
+    images, target = engine_workers.prepare(batch)
+    num_valid = (target != IGNORE_INDEX).sum()
+    output = by_hand.train()(images, upsample=False)
+    segmentation_loss(output, target, num_valid=num_valid, aux_loss_weight=0.4).total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.parameters(), limit)
+    optimizer.step()
+    assert steps[0].gradient_norm == pytest.approx(float(norm), rel=1e-12)
+    assert (float(norm) > limit) == is_limited
+    for name, weight in by_hand.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-12, atol=1e-14)
+
+
+def test_a_warm_up_is_linear_lr_chained_with_poly() -> None:
+    rates: list[float] = []
+    batch = next(engine_workers.batches(0, 1))
+    epoch_of(
+        engine_workers.new_model().double(),
+        [batch] * 5,
+        max_iterations=8,
+        warm_up_iterations=3,
+        warm_up_start=0.25,
+        on_iteration=lambda step: rates.append(step.lr),
+    )
+    reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)
+    linear = torch.optim.lr_scheduler.LinearLR(reference, start_factor=0.25, total_iters=3)
+    poly = torch.optim.lr_scheduler.PolynomialLR(reference, total_iters=8, power=0.9)
+    expected = []
+    for _ in rates:
+        expected.append(reference.param_groups[0]["lr"])
+        reference.step()
+        linear.step()
+        poly.step()
+    assert rates == pytest.approx(expected, rel=1e-12)
+    assert rates[0] == 0.02 * 0.25
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_change() -> None:
+    """The loss itself is finite: only the gradient of one parameter in the second iteration is infinite."""
+    model = engine_workers.new_model().double()
+    seen: list[dict[str, Tensor]] = []
+    calls = itertools.count()
+    model.backbone.conv1.weight.register_hook(
+        lambda gradient: gradient * torch.inf if next(calls) == 1 else gradient
+    )
+    with pytest.raises(DivergedError, match="gradient of iteration 1 is not finite, on image4") as caught:
+        epoch_of(
+            model,
+            engine_workers.batches(0, 1),
+            on_iteration=lambda _: seen.append(copy.deepcopy(dict(model.named_parameters()))),
+        )
+    assert (caught.value.iteration, caught.value.what) == (1, "gradient")
+    assert caught.value.names == ["image4", "image5", "image6", "image7"]
+    assert all(torch.equal(weight, seen[-1][name]) for name, weight in model.named_parameters())
 
 
 def test_a_training_again_from_the_same_seed_is_equal_bit_by_bit() -> None:

@@ -1,14 +1,26 @@
 """The loss is the paper's formula, by hand and by strips; shares of workers sum to the whole."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pspnet.class_weights import class_weights
+from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
-from pspnet.loss import CELLS_PER_STRIP, segmentation_loss, summed_cross_entropy
+from pspnet.loss import (
+    CELLS_PER_STRIP,
+    CrossEntropy,
+    segmentation_loss,
+    summed_cross_entropy,
+    valid_weight,
+)
 from pspnet.model import PSPNetOutput, upsampled
+from pspnet.ohem import _smallest
 
 
 def test_a_loss_worked_by_hand() -> None:
@@ -81,3 +93,152 @@ def test_bf16_logits_are_upsampled_in_float32() -> None:
     logits = torch.randn(1, 3, 3, 3).bfloat16()
     target = torch.zeros(1, 17, 17).long()
     assert summed_cross_entropy(logits, target, 8) == summed_cross_entropy(logits.float(), target, 8)
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 3.0])
+
+
+@pytest.mark.parametrize("output_stride", [1, 8])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+def test_smoothing_and_weights_are_those_of_torchs_cross_entropy(
+    output_stride: int, label_smoothing: float, class_weights: Tensor | None
+) -> None:
+    """Mean over the valid pixels, weighted, of the whole upsampled logits, with its gradient."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 13, 3, dtype=torch.float64, requires_grad=True)
+    whole = upsampled(logits, 8) if output_stride == 8 else logits
+    target = torch.randint(0, 4, (2, *whole.shape[2:]))
+    target[:, 3:6] = IGNORE_INDEX
+    expected = functional.cross_entropy(
+        whole,
+        target,
+        weight=None if class_weights is None else class_weights.double(),
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=label_smoothing,
+    )
+    loss = segmentation_loss(
+        PSPNetOutput(logits, None, output_stride),
+        target,
+        num_valid=valid_weight(target, class_weights),
+        aux_loss_weight=0.4,
+        kind=CrossEntropy(label_smoothing=label_smoothing, class_weights=class_weights),
+    )
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss.total, logits), torch.autograd.grad(expected, logits))
+
+
+def kept_by_mmsegmentation(logits: Tensor, target: Tensor, threshold: float, min_kept: int) -> Tensor:
+    """Return what mmseg/structures/sampler/ohem_pixel_sampler.py computes: the weight of each pixel, 0 or 1."""
+    valid = target != IGNORE_INDEX
+    probabilities = logits.softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0]
+    ascending = probabilities[valid].sort().values
+    if len(ascending):
+        threshold = max(float(ascending[min(min_kept * len(target), len(ascending) - 1)]), threshold)
+    return (valid & (probabilities < threshold)).to(logits.dtype)
+
+
+@pytest.mark.parametrize("output_stride", [1, 8])
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+@pytest.mark.parametrize(
+    ("threshold", "min_kept", "num_ignored_rows"),
+    [(0.7, 10, 2), (0.2, 300, 2), (0.001, 500, 0), (0.7, 10**5, 2), (0.7, 10**5, 97), (0.3, 1, 96)],
+)
+def test_hard_pixels_are_those_of_mmsegmentation(
+    threshold: float, min_kept: int, num_ignored_rows: int, scale: float, output_stride: int
+) -> None:
+    """Both where the threshold decides and where the number of pixels does; the loss is divided by all valid ones."""
+    torch.manual_seed(0)
+    logits = scale * torch.randn(2, 4, 13, 3, dtype=torch.float64)
+    logits = (logits if output_stride == 8 else upsampled(logits, 8)).requires_grad_()
+    aux_logits = torch.randn_like(logits)
+    target = torch.randint(0, 4, (2, 97, 17))
+    target[:, :num_ignored_rows] = IGNORE_INDEX
+    whole, aux = (upsampled(it, 8) if output_stride == 8 else it for it in (logits, aux_logits))
+    num_valid = int((target != IGNORE_INDEX).sum())
+    kept = kept_by_mmsegmentation(whole.detach(), target, threshold, min_kept)
+    each = functional.cross_entropy(whole, target, ignore_index=IGNORE_INDEX, reduction="none")
+    expected = (each * kept).sum() / max(1, num_valid)
+    expected_aux = functional.cross_entropy(aux, target, ignore_index=IGNORE_INDEX, reduction="sum")
+    loss = segmentation_loss(
+        PSPNetOutput(logits, aux_logits, output_stride),
+        target,
+        num_valid=num_valid,
+        aux_loss_weight=0.4,
+        kind=CrossEntropy(ohem_threshold=threshold, ohem_min_kept=min_kept),
+    )
+    torch.testing.assert_close(loss.main, expected)
+    torch.testing.assert_close(loss.aux, expected_aux / max(1, num_valid))
+    torch.testing.assert_close(torch.autograd.grad(loss.total, logits), torch.autograd.grad(expected, logits))
+
+
+def test_the_cases_of_hard_pixels_differ_from_each_other_and_from_all_pixels() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 97, 17)
+    target = torch.randint(0, 4, (2, 97, 17))
+    numbers = [int(kept_by_mmsegmentation(logits, target, *it).sum()) for it in ((0.7, 10), (0.001, 500))]
+    assert numbers[1] == 1000
+    assert 1000 < numbers[0] < target.numel()
+
+
+def test_the_smallest_of_all_values_is_found_as_sorting_does() -> None:
+    torch.manual_seed(0)
+    values = torch.cat(
+        [torch.rand(500), torch.rand(50) * 1e-30, torch.tensor([0.0, 0.0, 1.0, 1.0, 0.5, 0.5])]
+    )
+    ascending = values.sort().values
+    for rank in range(len(values)):
+        assert _smallest(values, rank) == ascending[rank]
+
+
+def test_a_probability_that_is_not_a_number_stays_in_the_loss() -> None:
+    logits = torch.full((1, 2, 3, 3), 5.0)
+    logits[0, 0, 1, 1] = torch.nan
+    loss = segmentation_loss(
+        PSPNetOutput(logits, None, 8),
+        torch.zeros(1, 17, 17).long(),
+        num_valid=17 * 17,
+        aux_loss_weight=0.4,
+        kind=CrossEntropy(ohem_threshold=0.1, ohem_min_kept=1),
+    )
+    assert loss.total.isnan()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_no_kind_of_loss_holds_the_upsampled_logits() -> None:
+    """Of 60 x 60 cells a strip is 8 rows: a seventh of the pixels. All pixels of one channel are much less."""
+    logits = torch.randn(1, 19, 61, 61, requires_grad=True)
+    target = torch.randint(0, 19, (1, 481, 481))
+    whole = 19 * 481 * 481
+    kind = CrossEntropy(label_smoothing=0.1, class_weights=torch.rand(19), ohem_threshold=0.7)
+    with LargestTensor() as largest:
+        loss = segmentation_loss(
+            PSPNetOutput(logits, logits, 8), target, num_valid=100, aux_loss_weight=0.4, kind=kind
+        )
+        loss.total.backward()
+    assert 0 < largest.numel < whole / 5
+
+
+def test_weights_by_frequency_by_hand() -> None:
+    """Pixels 60, 30, 10 and none: median 30, mean 100 / 3; each class then has the same share of the loss."""
+    counts = [60, 30, 10, 0]
+    assert class_weights(counts, "median") == pytest.approx([0.5, 1, 3, 0])
+    balanced = class_weights(counts, "balanced")
+    assert balanced == pytest.approx([100 / 180, 100 / 90, 100 / 30, 0])
+    assert sum(weight * count for weight, count in zip(balanced, counts, strict=True)) == pytest.approx(100)
+    with pytest.raises(InputError, match="none"):
+        class_weights([0, 0], "median")

@@ -101,10 +101,25 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"optim.base_lr": float("nan")}, r"optim\.base_lr must be a positive number, but got nan"),
         ({"optim.momentum": 1.0}, r"optim\.momentum must be in \[0, 1\)"),
         ({"model.backbone": "vgg"}, r"model\.backbone must be one of resnet18, .*but got 'vgg'"),
+        ({"model.freeze_stages": 6}, r"freeze_stages must be 0 \(none\) to 5.*but got 6"),
         ({"model.has_aux_head": 1}, r"model\.has_aux_head must be of type bool"),
         ({"schedule.num_epochs": 2.5}, r"schedule\.num_epochs must be of type int"),
         ({"schedule.global_batch_size": 5}, r"multiple of workers\.num_workers.*The nearest are 4 and 6"),
         ({"data.min_scale": 3.0}, r"0 < min <= max"),
+        (
+            {"schedule.accumulation_steps": 4},
+            r"must divide the 2 images that a worker has.*but got 4\. These do: 1, 2\.",
+        ),
+        ({"optim.max_gradient_norm": -1.0}, r"0 or a positive number, but got -1\.0\. 0 turns it off"),
+        ({"optim.warm_up_iterations": -1}, r"0 or more, but got -1"),
+        ({"optim.warm_up_start": 0.0}, r"above 0 and at most 1, but got 0\.0"),
+        ({"loss.label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), but got 1\.0"),
+        ({"loss.ohem_threshold": -0.1}, r"ohem_threshold must be in \[0, 1\), but got -0\.1"),
+        ({"loss.ohem_min_kept": 0}, r"ohem_min_kept must be at least 1, but got 0"),
+        ({"loss.class_weights": [1.0, -1.0]}, r"class_weights must be 0 or positive"),
+        ({"loss.class_weights": [1.0], "loss.class_balance": "median"}, r"Give one of them"),
+        ({"optim.ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), but got 1\.0"),
+        ({"workers.compile": True, "workers.recompute": True}, r"Set one of them to False"),
         ({"workers.precision": "fp16"}, r"fp16 needs a GPU"),
         ({"optim": 3}, r"optim is a group of settings"),
     ],
@@ -132,6 +147,15 @@ def test_a_configuration_stored_before_a_setting_was_added_loads_with_its_defaul
     values = json.loads(to_json(training_preset("tiny")))
     for name in ("photometric", "max_class_share", "class_uniform_share"):
         del values["data"][name]
+    for group, names in {
+        "schedule": ("accumulation_steps",),
+        "model": ("freeze_stages", "freeze_batch_norm"),
+        "optim": ("warm_up_iterations", "warm_up_start", "max_gradient_norm", "ema_decay"),
+        "workers": ("recompute", "compile"),
+    }.items():
+        for name in names:
+            del values[group][name]
+    del values["loss"]
     assert from_json(TrainingConfig, json.dumps(values)) == training_preset("tiny")
 
 

@@ -3,20 +3,33 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pspnet.engine import DivergedError, evaluate
+from pspnet.engine import evaluate
 from pspnet.errors import InputError
 from pspnet.model import PSPNet
 from pspnet.store import Store
+from pspnet.training_stats import DivergedError
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, load_config, override, to_json
-from segfleet.worker import Outcome, Place, Task, message_of, reason_of, record_outcome, train
+from segfleet.worker import (
+    Outcome,
+    Place,
+    Task,
+    message_of,
+    new_cross_entropy,
+    reason_of,
+    record_outcome,
+    train,
+)
+from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 
 class KilledError(BaseException):
@@ -80,8 +93,14 @@ def test_a_stored_configuration_repeats_the_run(config: TrainingConfig, tmp_path
     assert weights_digest(tmp_path / "a") != weights_digest(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, EVERY_FLAG | {"schedule.global_batch_size": 4}], ids=["plain", "every flag"]
+)
 @pytest.mark.parametrize("damaged", [False, True])
-def test_killed_and_resumed_is_uninterrupted(config: TrainingConfig, tmp_path: Path, damaged: bool) -> None:
+def test_killed_and_resumed_is_uninterrupted(
+    config: TrainingConfig, tmp_path: Path, damaged: bool, changes: dict[str, Any]
+) -> None:
+    config = override(config, changes)
     whole = trained(config, tmp_path / "a")
     before = trained(config, tmp_path / "b", die_after=2)
     if damaged:
@@ -89,6 +108,10 @@ def test_killed_and_resumed_is_uninterrupted(config: TrainingConfig, tmp_path: P
     after = trained(config, tmp_path / "b")
     assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
     assert learned(before + after) == learned(whole) if not damaged else learned(after) == learned(whole)
+    trained_on = [
+        load_checkpoint(tmp_path / run / "checkpoints" / "epoch_0003").trained_state for run in "ab"
+    ]
+    assert all(torch.equal(value, trained_on[1][name]) for name, value in trained_on[0].items())
     log = (tmp_path / "b" / "progress.log").read_text()
     assert ("resumed after epoch 1" if damaged else "resumed after epoch 2") in log
     assert ("damaged" in log) == damaged
@@ -148,13 +171,25 @@ def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_
         assert len(numbers) >= 9
         assert all(map(math.isfinite, numbers))
         json.dumps(report, allow_nan=False)
+        assert 0 < sum(report["step_s"].values()) < 60
+        assert report["tflops_per_s"] > 0
+        assert "mfu" not in report  # CPUs have no peak in the table
     assert Path(report["checkpoint_path"]).name == "epoch_0003"
+    lines = (tmp_path / "a" / "progress.log").read_text()
+    assert re.search(
+        r"images/s  [\d.e-]+ TFLOP/s  data_wait \d+%  prepare \d+%  forward \d+%  backward \d+%  all_reduce \d+%  "
+        r"optimizer \d+%",
+        lines,
+    )
     assert (tmp_path / "a" / "panel.png").stat().st_size > 0
     assert (tmp_path / "a" / "confusion_matrix.png").stat().st_size > 0
 
 
-def test_the_checkpoint_scores_what_was_reported(config: TrainingConfig, tmp_path: Path) -> None:
-    last = trained(config, tmp_path / "a")[-1]
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_checkpoint_scores_what_was_reported(
+    config: TrainingConfig, tmp_path: Path, ema_decay: float
+) -> None:
+    last = trained(override(config, {"optim.ema_decay": ema_decay}), tmp_path / "a")[-1]
     checkpoint = load_checkpoint(last["checkpoint_path"])
     model = PSPNet.from_architecture(checkpoint.state["architecture"])
     model.load_state_dict(checkpoint.model_state)
@@ -168,6 +203,21 @@ def test_the_checkpoint_scores_what_was_reported(config: TrainingConfig, tmp_pat
         device=torch.device("cpu"),
     )
     assert confusion.miou == last["miou"]
+    name = "head.classifier.weight"
+    assert torch.equal(checkpoint.model_state[name], checkpoint.trained_state[name]) == (ema_decay == 0)
+
+
+def test_averaging_recomputing_and_their_absence_train_the_same_weights(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    states = []
+    variants: list[dict[str, Any]] = [{}, {"optim.ema_decay": 0.9}, {"workers.recompute": True}]
+    for number, changes in enumerate(variants):
+        report = trained(override(config, changes), tmp_path / str(number))[-1]
+        states.append(load_checkpoint(report["checkpoint_path"]).trained_state)
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(value, state[name]) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize(
@@ -201,6 +251,34 @@ def test_a_loss_that_is_not_finite_ends_as_diverged(config: TrainingConfig, tmp_
     assert "not finite" in message_of(caught.value)
 
 
+def test_out_of_memory_in_a_step_is_not_tried_again(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.Tensor, "backward", exhausted)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        trained(config, tmp_path / "a")
+    assert reason_of(caught.value) == "oom"
+    assert not list((tmp_path / "a" / "checkpoints").glob("*"))
+
+
+def test_weights_of_the_classes_are_those_of_the_training_pixels(config: TrainingConfig) -> None:
+    """Counted anew, label by label; the class that occurs nowhere has none."""
+    store = Store.open(config.data.store)
+    split = store.split("train")
+    labels = [split.label(index) for index in range(len(split))]
+    counts = np.array([sum((label == train_id).sum() for label in labels) for train_id in range(3)])
+    balanced = override(config, {"loss.class_balance": "balanced"})
+    weights = new_cross_entropy(balanced, store).class_weights
+    assert weights is not None
+    np.testing.assert_allclose(weights, [*(counts.sum() / (3 * counts)), 0], rtol=1e-6)
+    given = override(config, {"loss.class_weights": [1.0, 2.0]})
+    with pytest.raises(InputError, match=r"each of the 4 classes.*but got 2.*dark, grey, light, never seen"):
+        new_cross_entropy(given, store)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -216,4 +294,5 @@ def test_a_loss_that_is_not_finite_ends_as_diverged(config: TrainingConfig, tmp_
 )
 def test_only_what_may_get_better_is_tried_again(error: Exception, reason: str | None) -> None:
     assert reason_of(error) == reason
+    assert ("Raise schedule.accumulation_steps" in message_of(error)) == (reason == "oom")
     assert "\n" not in message_of(error)

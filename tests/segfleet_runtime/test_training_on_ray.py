@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from segfleet import cluster
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, override
 from segfleet.trainer import TrainingResult, build_trainer, fit
+from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 
@@ -66,8 +68,13 @@ def weights(result: TrainingResult) -> bytes:
 
 
 @pytest.mark.usefixtures("local_cluster")
-def test_two_workers_repeat_and_survive_the_death_of_one(config: TrainingConfig) -> None:
-    config = two_workers(config)
+@pytest.mark.parametrize(
+    "changes", [{}, EVERY_FLAG | {"schedule.global_batch_size": 8}], ids=["plain", "every flag"]
+)
+def test_two_workers_repeat_and_survive_the_death_of_one(
+    config: TrainingConfig, changes: dict[str, Any]
+) -> None:
+    config = override(two_workers(config), changes)
     whole = fit(build_trainer(config, name="whole", run_id=""))
     assert (whole.reason, whole.epochs) == ("complete", 3)
     assert whole.panel_path is not None
@@ -113,6 +120,7 @@ def test_a_worker_that_dies_for_ever_is_lost(config: TrainingConfig) -> None:
     [
         ({"data.val_split": "test"}, "refused", "test"),
         ({"optim.base_lr": 1e30}, "diverged", "not finite"),
+        ({"model.head_channels": 10**9}, "oom", "Raise schedule.accumulation_steps"),
     ],
 )
 def test_what_cannot_get_better_ends_at_once_with_one_line(

@@ -1,0 +1,49 @@
+"""The network in a DDP group, and the little that a process asks of the group; alone, it is a group of one."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from pspnet.model import PSPNet
+
+
+def parallelise(model: PSPNet, device: torch.device | str, *, compiled: bool = False) -> nn.Module:
+    """Return `model` ready to train: in DDP where torch.distributed has more than one worker, else itself.
+
+    Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model
+    given); on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
+    With `compiled` its passes in training are compiled at the first one; the model given itself is not.
+    """
+    device = torch.device(device)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if world_size() > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    network: Any = torch.compile(model, dynamic=False) if compiled else model
+    if world_size() == 1:
+        return network
+    device_ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def unwrapped(model: nn.Module) -> PSPNet:
+    """Return the network inside DDP and torch.compile, or the network itself."""
+    network = model.module if isinstance(model, DistributedDataParallel) else model
+    network = network._orig_mod if isinstance(network, OptimizedModule) else network
+    assert isinstance(network, PSPNet)
+    return network
+
+
+def world_size() -> int:
+    """Return how many workers the group has."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all workers, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,83 @@
+"""Arithmetic of a training step, counted; and what GPUs can do at most."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pspnet.freezing import Frozen, freeze, train_mode
+from pspnet.inference import Precision
+from pspnet.model import PSPNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """What a training image costs, and what all workers' devices could do."""
+
+    flops_per_image: int
+    """See `training_flops`."""
+    peak_flops: float | None
+    """Operations per second of all devices together; None where that is not known, as of CPUs."""
+
+    def rates(self, images_per_s: float) -> dict[str, float]:
+        """Return tflops_per_s and, where the peak is known, mfu (model FLOPs utilisation), its share of the peak."""
+        flops_per_s = self.flops_per_image * images_per_s
+        rates = {"tflops_per_s": flops_per_s / 1e12}
+        return rates if self.peak_flops is None else rates | {"mfu": flops_per_s / self.peak_flops}
+
+
+def training_flops(
+    model: PSPNet, crop_size: int, *, num_frozen_stages: int = 0, frozen_batch_norm: Frozen = "none"
+) -> int:
+    """Return the floating-point operations of one image's forward and backward pass; a multiply-add is two.
+
+    Convolutions and matrix products of our network are counted (the factored head has fewer than the published
+    one), not what activation checkpointing computes twice: so defined, the share of the peak is MFU (Chowdhery et
+    al., "PaLM", 2022, appendix B). Nothing is computed.
+    """
+    random_state = torch.get_rng_state()
+    with FakeTensorMode():
+        fake = PSPNet.from_architecture(model.architecture)
+        freeze(fake, num_stages=num_frozen_stages, batch_norm=frozen_batch_norm)
+        train_mode(fake)
+        images = torch.empty(2, 3, crop_size, crop_size)  # BatchNorm refuses a single value
+        with FlopCounterMode(display=False) as counter:
+            output = fake(images, upsample=False)
+            total = output.logits.sum()
+            if output.aux_logits is not None:
+                total = total + output.aux_logits.sum()
+            total.backward()
+    torch.set_rng_state(random_state)
+    return int(counter.get_total_flops()) // 2
+
+
+def peak_flops(device_name: str, precision: Precision, *, is_tf32: bool = True) -> float | None:
+    """Return the dense peak of the GPU in operations per second, None for a device that is not in the table.
+
+    `device_name` is `torch.cuda.get_device_name()`; fp32 takes the tensor cores' TF32 where `is_tf32` allows it.
+    """
+    for pattern, (half, tf32, fp32) in _PEAK_TFLOPS.items():
+        if re.search(rf"\b{pattern}\b", device_name):
+            if precision != "fp32":
+                return half * 1e12
+            return (tf32 if is_tf32 else fp32) * 1e12
+    return None
+
+
+_PEAK_TFLOPS = {
+    "H100 PCIe": (756.0, 378.0, 51.0),
+    "H100 NVL": (835.0, 417.5, 60.0),
+    "H200": (989.4, 494.7, 66.9),
+    "H100": (989.4, 494.7, 66.9),
+    "A100.*": (312.0, 156.0, 19.5),
+    "L40S": (362.0, 183.0, 91.6),
+    "L4": (121.0, 60.0, 30.3),
+    "A10": (125.0, 62.5, 31.2),
+    "V100-SXM2.*": (125.0, 15.7, 15.7),
+    "V100-PCIE.*": (112.0, 14.0, 14.0),
+    "T4": (65.0, 8.1, 8.1),
+}
+"""By name, in the order in which they are tried: bf16 and fp16 (T4 and V100 have fp16 only), TF32, FP32; dense, from
+NVIDIA's data sheets, where those of sparse matrices are twice as high."""

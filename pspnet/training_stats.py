@@ -1,0 +1,68 @@
+"""What one optimizer step and one epoch came to, and the error that ends a training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pspnet.timing import Part
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient of an iteration are not finite; every worker raises it, before the weights change."""
+
+    def __init__(
+        self, iteration: int, names: Sequence[str], what: Literal["loss", "gradient"] = "loss"
+    ) -> None:
+        listed = ", ".join(names)
+        super().__init__(
+            f"The {what} of iteration {iteration} is not finite, on {listed}. A smaller lr may do."
+        )
+        self.iteration = iteration
+        self.names = list(names)
+        """Images of the workers whose own share of the loss was not finite; of a gradient, of all workers."""
+        self.what: Literal["loss", "gradient"] = what
+
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str], Literal["loss", "gradient"]]]:
+        return DivergedError, (self.iteration, self.names, self.what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationStats:
+    """One optimizer step, over all workers."""
+
+    iteration: int
+    """Counted from the beginning of the training."""
+    epoch: int
+    loss: float
+    main_loss: float
+    aux_loss: float
+    gradient_norm: float
+    """Of all parameters together, before it is limited."""
+    lr: float
+    """Of the backbone."""
+    images_per_s: float
+    """Of all workers together, the wait for data counted in."""
+    data_wait_s: float
+    """Of this worker."""
+    parts_s: dict[Part, float]
+    """Seconds of each part of this worker's step; on CUDA of the step before, empty at the first of an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStats:
+    """One epoch, over all workers."""
+
+    loss: float
+    """Mean of the iterations' losses, as the next two."""
+    main_loss: float
+    aux_loss: float
+    lr: float
+    """Of the backbone, at the last iteration."""
+    images_per_s: float
+    data_wait_s: float
+    """Time that a worker waited for data in the whole epoch, mean over workers."""
+    parts_s: dict[Part, float]
+    """Seconds of each part of a step, mean over steps and workers."""
+    gradient_norm: float
+    """Mean of the iterations' norms, before they are limited (of those that are finite, with fp16)."""
+    iterations: int

@@ -1,0 +1,142 @@
+"""Time is counted where it is spent, on whichever worker waits; arithmetic as a real pass does it."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pspnet.data import Batch
+from pspnet.distributed import parallelise
+from pspnet.engine import train_one_epoch
+from pspnet.flops import Arithmetic, peak_flops, training_flops
+from pspnet.model import PSPNet
+from pspnet.optim import build_optimizer
+from pspnet.timing import PARTS
+from pspnet.training_stats import IterationStats, TrainStats
+from tests.pspnet_model import engine_workers
+
+PAUSE_S = 0.3
+
+
+def slow_batches(rank: int, world_size: int) -> Iterator[Batch]:
+    for batch in engine_workers.batches(rank, world_size):
+        time.sleep(PAUSE_S)
+        yield batch
+
+
+def slow_prepare(batch: Batch) -> tuple[Tensor, Tensor]:
+    time.sleep(PAUSE_S)
+    return engine_workers.prepare(batch)
+
+
+def timed(slow: str, rank: int = 0, world_size: int = 1) -> tuple[TrainStats, list[IterationStats]]:
+    """Train three iterations of which one part takes longer, and return what they came to."""
+    model = engine_workers.new_model().double()
+    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
+    if slow == "forward":
+        model.backbone.register_forward_pre_hook(lambda *_: time.sleep(PAUSE_S))
+    if slow == "backward":
+        model.backbone.layer2.register_full_backward_hook(lambda *_: time.sleep(PAUSE_S))
+    if slow == "optimizer":
+        optimizer.register_step_pre_hook(lambda *_: time.sleep(PAUSE_S))
+    steps: list[IterationStats] = []
+    stats = train_one_epoch(
+        parallelise(model, "cpu"),
+        optimizer,
+        (slow_batches if slow == "data_wait" else engine_workers.batches)(rank, world_size),
+        prepare=slow_prepare if slow == "prepare" else engine_workers.prepare,
+        epoch=0,
+        start_iteration=0,
+        max_iterations=10,
+        power=0.9,
+        aux_loss_weight=0.4,
+        on_iteration=steps.append,
+    )
+    return stats, steps
+
+
+@pytest.mark.parametrize("slow", [part for part in PARTS if part != "all_reduce"])
+def test_a_pause_is_counted_in_its_part_and_in_no_other(slow: Any) -> None:
+    stats, steps = timed(slow)
+    quick, _ = timed("none")
+    for step in steps:
+        assert step.parts_s[slow] >= PAUSE_S
+    assert stats.parts_s[slow] == pytest.approx(sum(step.parts_s[slow] for step in steps) / 3)
+    for part in PARTS:
+        assert (stats.parts_s[part] - quick.parts_s[part] > PAUSE_S / 2) == (part == slow)
+    images_per_s = engine_workers.GLOBAL_BATCH_SIZE / sum(stats.parts_s.values())
+    assert stats.images_per_s == pytest.approx(images_per_s, rel=0.05)
+
+
+def run_worker(rank: int, folder: str) -> None:
+    """Let the second worker be slow in its backward pass."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    _, steps = timed("backward" if rank == 1 else "none", rank, 2)
+    torch.save([step.parts_s for step in steps], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_wait_for_a_slower_worker_is_counted_as_all_reduce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    spawn(run_worker, args=(str(tmp_path),), nprocs=2)
+    quick, slow = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for mine, theirs in zip(quick, slow, strict=True):
+        assert theirs["backward"] >= PAUSE_S
+        assert mine["all_reduce"] > PAUSE_S / 2
+        assert theirs["all_reduce"] < mine["all_reduce"]
+
+
+def test_arithmetic_is_counted_as_in_a_real_pass_and_without_changing_the_random_numbers() -> None:
+    model = PSPNet(5, backbone="resnet18", head_channels=16).train()
+    before = torch.get_rng_state()
+    flops = training_flops(model, 65)
+    assert torch.equal(torch.get_rng_state(), before)
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.randn(4, 3, 65, 65), upsample=False)
+        assert output.aux_logits is not None
+        (output.logits.sum() + output.aux_logits.sum()).backward()
+    assert flops == counter.get_total_flops() // 4
+    # A backward pass costs two forward ones; frozen stages have none.
+    forward = counter.get_flop_counts()["Global"]
+    assert sum(forward.values()) == 4 * flops
+    assert flops / 3 < training_flops(model, 65, num_frozen_stages=5) < flops
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "is_tf32", "tflops"),
+    [
+        ("NVIDIA H200", "bf16", True, 989.4),
+        ("NVIDIA H100 PCIe", "bf16", True, 756.0),
+        ("NVIDIA A100-SXM4-80GB", "fp32", True, 156.0),
+        ("NVIDIA A100-SXM4-80GB", "fp32", False, 19.5),
+        ("NVIDIA L40S", "fp16", True, 362.0),
+        ("NVIDIA L4", "fp16", True, 121.0),
+        ("Quadro T400", "fp16", True, math.nan),
+        ("Some other GPU", "bf16", True, math.nan),
+    ],
+)
+def test_the_peak_is_that_of_the_device_or_unknown(
+    name: str, precision: Any, is_tf32: bool, tflops: float
+) -> None:
+    peak = peak_flops(name, precision, is_tf32=is_tf32)
+    assert peak is None if math.isnan(tflops) else peak == pytest.approx(tflops * 1e12)
+
+
+def test_mfu_by_hand() -> None:
+    """Ten images a second of 2 TFLOP on two devices of 100 TFLOP/s."""
+    known = Arithmetic(flops_per_image=2 * 10**12, peak_flops=2 * 100e12)
+    assert known.rates(10.0) == pytest.approx({"tflops_per_s": 20.0, "mfu": 0.1})
+    unknown = Arithmetic(flops_per_image=2 * 10**12, peak_flops=None)
+    assert unknown.rates(10.0) == pytest.approx({"tflops_per_s": 20.0})
