@@ -38,7 +38,7 @@ demo-stop: install
 	$(BIN)/python jobs/demo_stop.py
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
@@ -48,7 +48,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 format: install
 	$(BIN)/ruff format .

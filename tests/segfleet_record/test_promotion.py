@@ -1,5 +1,6 @@
 """Laws of the promotion: the decision on numbers, and its execution in a registry."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet import promotion, registry, tracking
+from segfleet.clean_load import check_clean_load
 from segfleet.config import TrackingConfig
 from segfleet.evaluation import evaluate_model
 from segfleet.gate import Limits
@@ -26,6 +28,12 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 HOW: dict[str, Any] = {"split": "val", "views": ViewOptions()}
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the load in a process of its own, which takes seconds and has a test of its own."""
+    monkeypatch.setattr(promotion, "check_clean_load", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -45,7 +53,7 @@ def registered(
 
 
 def test_a_better_challenger_becomes_champion_and_the_history_says_why(
-    local: TrackingConfig, store: Store, registered: str
+    local: TrackingConfig, store: Store, registered: str, no_process: None
 ) -> None:
     uri = local.tracking_uri
     refused = promote(uri, registered, store=store, **HOW, limits=Limits(min_gain=0.9), dry_run=False)
@@ -96,7 +104,7 @@ def test_a_better_challenger_becomes_champion_and_the_history_says_why(
 
 
 def test_a_promotion_that_was_cut_off_before_its_history_is_completed(
-    local: TrackingConfig, store: Store, registered: str, monkeypatch: pytest.MonkeyPatch
+    local: TrackingConfig, store: Store, registered: str, monkeypatch: pytest.MonkeyPatch, no_process: None
 ) -> None:
     limits = Limits(class_floors={"car": 1.0})
 
@@ -145,6 +153,19 @@ def test_of_many_who_decide_at_once_one_does_at_a_time(local: TrackingConfig, re
         pass
 
 
+@pytest.mark.slow
+def test_a_challenger_must_predict_the_same_in_a_process_of_its_own(
+    local: TrackingConfig, registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = registry.fetch(f"models:/{registered}/2", tracking_uri=local.tracking_uri)
+    check_clean_load(model, tracking_uri=local.tracking_uri)
+    monkeypatch.setattr("segfleet.clean_load.fingerprints", lambda _: ["something else"])
+    with pytest.raises(InputError, match=r"predict the same in every process, but models:/.*/2 does not at"):
+        check_clean_load(model, tracking_uri=local.tracking_uri)
+    with pytest.raises(InputError, match=r"must load in a process of its own, but models:/none/1 did not"):
+        check_clean_load(dataclasses.replace(model, source="models:/none/1"), tracking_uri=local.tracking_uri)
+
+
 def test_what_a_killed_process_held_is_taken_over(local: TrackingConfig, registered: str) -> None:
     code = (
         "import os, sys\n"
@@ -164,7 +185,7 @@ def test_what_a_killed_process_held_is_taken_over(local: TrackingConfig, registe
 
 
 def test_an_alias_that_somebody_moved_meanwhile_stops_the_promotion(
-    local: TrackingConfig, store: Store, registered: str, monkeypatch: pytest.MonkeyPatch
+    local: TrackingConfig, store: Store, registered: str, monkeypatch: pytest.MonkeyPatch, no_process: None
 ) -> None:
 
     def evaluate_slowly(*arguments: object) -> object:
