@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pspnet.errors import InputError
+from segfleet.sources import png
 from segfleet.sources.zips import read_bytes
 
 MAX_PIXELS = 200_000_000
@@ -26,6 +27,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises InputError for a file that cannot be decoded to its last byte, is too large, or has no 8-bit colour.
     """
+    pixels = png.decode(read_bytes(path), max_pixels=MAX_PIXELS)
+    if pixels is not None:
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     picture = _decoded(path)
     depth = _bits_per_channel(picture)
     if depth > 8:
@@ -54,6 +58,9 @@ def read_ids(path: str | Path) -> np.ndarray:
 
     Raises InputError for a file that does not hold one id per pixel, or whose format does not keep ids exactly.
     """
+    pixels = png.decode(read_bytes(path), max_pixels=MAX_PIXELS)
+    if pixels is not None and pixels.ndim == 2:
+        return pixels
     picture = _decoded_label(path)
     if picture.mode == "1":
         return np.asarray(picture).astype(np.uint8)
