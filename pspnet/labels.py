@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pspnet.errors import InputError
 
@@ -85,6 +86,11 @@ class ClassTable:
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"A label map must be integers (h, w), but {where} is {ids.dtype} {ids.shape}.")
         is_known, lookup = self._lookup
+        if ids.dtype == np.uint8 and ids.size:
+            occurs = np.array(Image.fromarray(np.ascontiguousarray(ids)).histogram(), dtype=bool)
+            if is_known[:256][occurs].all():  # as nearly always: by a table of bytes, five times as fast
+                found = bytearray(ids.tobytes()).translate(lookup[:256].tobytes())
+                return np.frombuffer(found, dtype=np.uint8).reshape(ids.shape)
         outside = (ids < 0) | (ids > MAX_ID)
         clipped = np.where(outside, MAX_ID, ids) if outside.any() else ids
         unknown = outside | ~is_known[clipped]

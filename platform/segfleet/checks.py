@@ -94,7 +94,7 @@ def check_pair(
                 f"(id {_listed(ids)}). Label the image or remove the pair."
             )
             return None, [_finding(pair, "void", text)]
-    counts = np.bincount([] if train_ids is None else train_ids.ravel(), minlength=256)
+    counts = np.array([0] * 256 if train_ids is None else Image.fromarray(train_ids).histogram())
     facts = PairFacts(
         split=pair.split,
         name=pair.name,

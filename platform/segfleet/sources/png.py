@@ -12,6 +12,7 @@ from isal import isal_zlib
 from numba import njit
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_IsalError: Any = isal_zlib.IsalError
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 _PLAIN_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
 _HARMLESS_CHUNKS = (
@@ -49,7 +50,7 @@ def decode(content: bytes, *, max_pixels: int) -> np.ndarray | None:
     inflater = isal_zlib.decompressobj()
     try:
         raw = inflater.decompress(compressed, stride * height)
-    except isal_zlib.error:
+    except _IsalError:
         return None
     if len(raw) != stride * height or not _ends(inflater):
         return None
@@ -88,7 +89,7 @@ def _ends(inflater: "isal_zlib.Decompress") -> bool:
     """Whether the compressed pixels end, checksum and all, where the last row does."""
     try:
         return not inflater.decompress(inflater.unconsumed_tail, 1) and inflater.eof
-    except isal_zlib.error:
+    except _IsalError:
         return False
 
 
