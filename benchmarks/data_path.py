@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import random
 import tempfile
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 from PIL import Image
 from reference_pipelines import (
     CROP,
@@ -33,7 +31,7 @@ from reference_pipelines import (
     Reader,
     references,
 )
-from reporting import Pair, cell, pictures, versions, write_between
+from reporting import Pair, cell, pictures, pin_to_one_core, versions, write_between
 
 from pspnet.data import Batch, train_batches
 from pspnet.labels import CITYSCAPES
@@ -48,7 +46,7 @@ BATCH_SIZE = 4
 def main() -> None:
     """Measure, print the table, and end with one line of JSON."""
     options = _options()
-    core = _pin_to_one_core()
+    core = pin_to_one_core()
     with tempfile.TemporaryDirectory(prefix="data_path-") as folder:
         pairs, origin, source_bytes = pictures(options.cityscapes)
         files = _write_files(Path(folder), pairs)
@@ -87,15 +85,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 rounds, under 50 s")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     return parser.parse_args()
-
-
-def _pin_to_one_core() -> str:
-    torch.set_num_threads(1)
-    if not hasattr(os, "sched_setaffinity"):
-        return "not pinned (this system cannot)"
-    core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
-    return f"{core} of {platform.machine()}"
 
 
 # What is read

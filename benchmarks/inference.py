@@ -12,8 +12,6 @@ JSON.
 import argparse
 import importlib
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from reporting import Pair, cell, pictures, versions, write_between
+from reporting import Pair, cell, pictures, pin_to_one_core, versions, write_between
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -60,7 +58,7 @@ class Measured:
 def main() -> None:
     """Measure, print the tables, and end with one line of JSON."""
     options = _options()
-    core = _pin_to_one_core()
+    core = pin_to_one_core()
     torch.manual_seed(0)
     pairs, origin, _ = pictures(options.cityscapes)
     backbone = "resnet18" if options.quick else "resnet50"
@@ -120,15 +118,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="ResNet-18 on a crop of 257, under 50 s")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     return parser.parse_args()
-
-
-def _pin_to_one_core() -> str:
-    torch.set_num_threads(1)
-    if not hasattr(os, "sched_setaffinity"):
-        return "not pinned (this system cannot)"
-    core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
-    return f"{core} of {platform.machine()}"
 
 
 # The network and its reference

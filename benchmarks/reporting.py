@@ -1,5 +1,6 @@
 """What the benchmarks share: pictures of Cityscapes' size, versions, and the tables in README.md."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -19,6 +20,16 @@ from pspnet.labels import CITYSCAPES
 MAX_PAIRS = 16
 Pair = tuple[np.ndarray, np.ndarray]
 """A picture, uint8 (h, w, 3), and its train ids, uint8 (h, w)."""
+
+
+def pin_to_one_core() -> str:
+    """Let this process compute with one thread on one core, where the system can, and say on which."""
+    torch.set_num_threads(1)
+    if not hasattr(os, "sched_setaffinity"):
+        return "not pinned (this system cannot)"
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    return f"{core} of {platform.machine()}"
 
 
 def pictures(cityscapes: Path | None) -> tuple[list[Pair], str, int]:

@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -167,11 +166,5 @@ def _one_of_this_machine(what: str) -> Iterator[None]:
         / f"segfleet-{os.getuid()}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"
     )
     with path.open("w") as file:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
+        fcntl.flock(file, fcntl.LOCK_EX)  # held for a few questions to the registry, which end by themselves
         yield
