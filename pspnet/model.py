@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pspnet.backbones import ResNet
+from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
 
 
@@ -26,7 +26,7 @@ class PSPNetOutput(NamedTuple):
 
 
 class PSPNet(nn.Module):
-    """Dilated ResNet, pyramid pooling and classifier; images of any size, best of 8k + 1 pixels a side.
+    """Dilated backbone, pyramid pooling and classifier; images of any size, best of 8k + 1 pixels a side.
 
     Cell (i, j) of the logits lies on pixel (s * i, s * j) for output stride s, in training and prediction:
     an image of another size is continued with zeros (the mean colour) at the right and at the bottom up to
@@ -61,7 +61,8 @@ class PSPNet(nn.Module):
         """The constructor's arguments, for JSON; `from_architecture` builds the same network."""
         self.num_classes = num_classes
         self.output_stride = output_stride
-        self.backbone = ResNet(backbone, output_stride=output_stride, deep_stem=deep_stem)
+        # Any, because parts that only one kind has are reached into.
+        self.backbone: Any = build_backbone(backbone, output_stride=output_stride, deep_stem=deep_stem)
         self.head = PyramidHead(
             self.backbone.stage4_channels,
             num_classes,

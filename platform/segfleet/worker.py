@@ -27,7 +27,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from pspnet.backbones import load_backbone_weights
 from pspnet.data import num_iterations, shard_indices, train_batches
 from pspnet.engine import (
     DivergedError,
@@ -47,6 +46,7 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.store import Store
 from pspnet.transforms import prepare_batch
+from pspnet.weights import load_backbone_weights
 from segfleet.checkpoint import (
     Checkpoint,
     checkpoint_path,
