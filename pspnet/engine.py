@@ -17,6 +17,7 @@ from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet, refuse_single_values
+from pspnet.norms import Norm, synchronised
 from pspnet.optim import poly_factor, set_lr
 from pspnet.store import Split
 
@@ -184,19 +185,20 @@ def evaluate(
     return confusion
 
 
-def parallelise(model: PSPNet, device: torch.device | str) -> nn.Module:
+def parallelise(model: PSPNet, device: torch.device | str, *, norm: Norm = "auto") -> nn.Module:
     """Return `model` ready to train: in DDP where torch.distributed has more than one worker, else itself.
 
     Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model
-    given); on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
+    given) unless `norm` is "batch"; on CPUs, for which torch has none, each worker normalises with the statistics
+    of its own images. GroupNorm knows one image only, and is left as it is.
     """
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if _world_size() == 1:
         return model
     if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[device], gradient_as_bucket_view=True)
+        network = model if norm == "batch" else synchronised(model)
+        return DistributedDataParallel(network, device_ids=[device], gradient_as_bucket_view=True)
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 

@@ -21,6 +21,9 @@ from pspnet.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
+"""Those of pspnet.backbones, which is not imported here: it takes as long as torch."""
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
@@ -114,11 +117,30 @@ class DataConfig:
 class ModelConfig:
     """The network. Every field but `backbone_weights` is an argument of `pspnet.model.PSPNet`."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
-    """Dilated ResNet that computes the features."""
+    backbone: str = "resnet50"
+    """Dilated network that computes the features: resnet18, 34, 50, 101, 152, mobilenet_v2, or timm:NAME for one of
+    the library timm, which is an extra."""
 
     backbone_weights: str = ""
-    """Initial backbone weights: empty for random ones, "imagenet" for torchvision's (downloaded), or a file."""
+    """Initial backbone weights: empty for random ones, "imagenet" for torchvision's or timm's (downloaded), or a
+    file."""
+
+    deep_stem: bool = False
+    """A ResNet begins with three 3x3 convolutions, as those of PSPNet's authors, in place of one 7x7."""
+
+    deep_stem_channels: Literal[128, 64] = 128
+    """Channels after the deep stem: 128 as PSPNet's authors, 64 as mmsegmentation's ResNetV1c."""
+
+    contract_dilation: bool = False
+    """The first block of a ResNet's dilated stage has half its dilation, as in mmsegmentation and torchvision."""
+
+    norm: Literal["auto", "batch", "sync", "group"] = "auto"
+    """BatchNorm of each worker's own images (batch), of all workers' on GPUs (sync), or GroupNorm of 32 groups, which
+    knows no other image (group); auto is sync on GPUs and batch on CPUs, for which there is no sync."""
+
+    align_corners: bool = True
+    """Grids and logits are interpolated with their corners on the corners, as PSPNet's authors do; mmsegmentation only
+    does so for crops of 769."""
 
     output_stride: Literal[8, 16] = 8
     """Input pixels per feature cell."""
@@ -136,6 +158,19 @@ class ModelConfig:
     """Whether an auxiliary classifier is trained on stage 3."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.backbone in BACKBONES or self.backbone.startswith("timm:"),
+            f"model.backbone must be one of {', '.join(BACKBONES)}, timm:NAME, but got {self.backbone!r}.",
+        )
+        _require(
+            self.backbone.startswith("resnet") or not (self.deep_stem or self.contract_dilation),
+            f"model.deep_stem and model.contract_dilation are of ResNets, but got {self.backbone}. Leave them out.",
+        )
+        _require(
+            self.norm != "group" or self.backbone_weights != "imagenet",
+            "model.backbone_weights imagenet were trained with BatchNorm, but got model.norm group. Leave them "
+            "empty, or give a file of weights that were trained with GroupNorm.",
+        )
         _require(
             all(size >= 1 for size in self.bin_sizes),
             f"model.bin_sizes must be positive, but got {self.bin_sizes}. The paper's are 1 2 3 6.",
@@ -293,6 +328,11 @@ class TrainingConfig:
             batch % num_workers == 0,
             f"schedule.global_batch_size must be a multiple of workers.num_workers, but got {batch} for "
             f"{num_workers} workers. The nearest are {lower} and {lower + num_workers}.",
+        )
+        _require(
+            self.model.norm != "sync" or self.workers.use_gpu or num_workers == 1,
+            "model.norm sync needs GPUs, because torch has no SyncBatchNorm on CPUs, but workers.use_gpu is False "
+            f"for {num_workers} workers. Use group, which makes workers equal on CPUs, or batch.",
         )
 
     @property

@@ -30,7 +30,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pspnet.errors import InputError
+from pspnet.errors import InputError, MissingPackageError
 from pspnet.inference import predict
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
@@ -436,6 +436,8 @@ def _build(
         network = PSPNet.from_architecture(info["architecture"])
         network.load_state_dict(safetensors.torch.load(weights))
         mean, std = tuple(map(float, info["mean"])), tuple(map(float, info["std"]))
+    except MissingPackageError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedPackageError(
             f"{MODEL_FILE} and {WEIGHTS_FILE} in {folder} must describe one network, but do not fit "

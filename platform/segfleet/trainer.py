@@ -285,7 +285,8 @@ def check_data(config: TrainingConfig) -> Store:
             f"{data.max_scale}), but got {data.crop_size}. At most {below} does."
         )
     model = new_model(config, store.class_table.num_classes)
-    if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
+    is_ddp_on_gpus = config.workers.use_gpu and config.workers.num_workers > 1
+    if not is_ddp_on_gpus or config.model.norm == "batch":  # others use SyncBatchNorm
         refuse_single_values(model, config.per_worker_batch_size)
     return store
 

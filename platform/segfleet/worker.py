@@ -196,7 +196,7 @@ class Training:
         checkpoint = _same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
         with _agreed(place):
             self.last_metrics = None if checkpoint is None else self._resume(checkpoint)
-        self.group_model = parallelise(self.model, place.device)
+        self.group_model = parallelise(self.model, place.device, norm=config.model.norm)
 
     def run(self, report: Report) -> None:
         """Train the epochs that are left; each evaluated one is checkpointed, tracked, and then reported.
@@ -596,6 +596,11 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
         head_channels=config.model.head_channels,
         dropout=config.model.dropout,
         has_aux_head=config.model.has_aux_head,
+        deep_stem=config.model.deep_stem,
+        deep_stem_channels=config.model.deep_stem_channels,
+        contract_dilation=config.model.contract_dilation,
+        norm="group" if config.model.norm == "group" else "batch",
+        align_corners=config.model.align_corners,
     )
     load_backbone_weights(model, config.model.backbone_weights)
     return model

@@ -63,8 +63,8 @@ def test_its_features_are_those_of_timms_whole_network(
         model.backbone.stage3_channels,
         model.backbone.stage4_channels,
     )
-    torch.testing.assert_close(features.stage3, stage3)
-    torch.testing.assert_close(features.stage4, stage4)
+    assert torch.equal(features.stage3, stage3)
+    assert torch.equal(features.stage4, stage4)
 
 
 def test_a_network_is_rebuilt_from_its_architecture_and_trains(timm: Any) -> None:
@@ -93,6 +93,14 @@ def test_a_network_that_is_unknown_or_has_no_output_stride_is_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=message):
         build_backbone(f"timm:{name}")
+
+
+def test_a_network_whose_cells_miss_the_last_pixel_needs_cells_that_are_spread_evenly(timm: Any) -> None:
+    with pytest.raises(InputError, match=r"align_corners must be False for timm:convnext_atto"):
+        psp("convnext_atto")
+    model = psp("convnext_atto", align_corners=False).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 65, 73)).logits.shape == (1, 3, 65, 73)
 
 
 def test_wrong_keys_of_a_file_are_named(timm: Any, tmp_path: Path) -> None:
