@@ -55,6 +55,8 @@ class PSPNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise InputError(f"A model must have at least 1 class, but got num_classes = {num_classes}.")
+        if norm not in ("batch", "group"):
+            raise InputError(f"A model's norm must be batch or group, but got {norm!r}.")
         self.architecture: dict[str, Any] = {
             "num_classes": num_classes,
             "backbone": backbone,

@@ -41,12 +41,19 @@ def load_backbone_weights(model: PSPNet, weights: str) -> None:
 
 
 def load_checked(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Load `weights` where they are exactly the module's and return ""; otherwise load nothing and say what is wrong.
+    """Load `weights` where `key_differences` to the module's is ""; otherwise load nothing and return it."""
+    problems = key_differences(module.state_dict(), weights)
+    if not problems:
+        module.load_state_dict(weights, strict=False)
+    return problems
+
+
+def key_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Return in words which keys of `own` are missing from `weights`, unexpected or of another shape; "" for none.
 
     Files from before torch 0.4.1 lack the counters num_batches_tracked, which only BatchNorm's cumulative average
     reads: they may be missing.
     """
-    own = module.state_dict()
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in own]
     misshapen = [
@@ -55,10 +62,7 @@ def load_checked(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
         if key in weights and weights[key].shape != own[key].shape
     ]
     problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    if any(keys for _, keys in problems):
-        return "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems if keys)
-    module.load_state_dict(weights, strict=False)
-    return ""
+    return "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems if keys)
 
 
 def read_tensors(path: Path, field: str = "model.backbone_weights") -> dict[str, Tensor]:
