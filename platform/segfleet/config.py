@@ -115,7 +115,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Every field but `backbone_weights` is an argument of `pspnet.model.PSPNet`."""
+    """The network. Every field but `weights` and `backbone_weights` is an argument of `pspnet.model.PSPNet`."""
 
     backbone: str = "resnet50"
     """Dilated network that computes the features: resnet18, 34, 50, 101, 152, mobilenet_v2, or timm:NAME for one of
@@ -124,6 +124,10 @@ class ModelConfig:
     backbone_weights: str = ""
     """Initial backbone weights: empty for random ones, "imagenet" for torchvision's or timm's (downloaded), or a
     file."""
+
+    weights: str = ""
+    """Initial weights of the whole network in place of the backbone's: a PSPNet checkpoint of semseg or mmsegmentation,
+    or the model.safetensors of a model package; empty for none."""
 
     deep_stem: bool = False
     """A ResNet begins with three 3x3 convolutions, as those of PSPNet's authors, in place of one 7x7."""
@@ -165,6 +169,11 @@ class ModelConfig:
         _require(
             self.backbone.startswith("resnet") or not (self.deep_stem or self.contract_dilation),
             f"model.deep_stem and model.contract_dilation are of ResNets, but got {self.backbone}. Leave them out.",
+        )
+        _require(
+            not (self.weights and self.backbone_weights),
+            f"model.weights are the backbone's, too, but got model.backbone_weights {self.backbone_weights} beside "
+            f"{self.weights}. Leave one empty: --model.backbone-weights ''.",
         )
         _require(
             self.norm != "group" or self.backbone_weights != "imagenet",

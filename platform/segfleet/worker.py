@@ -43,6 +43,7 @@ from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.pictures import confusion_matrix_picture, panel
+from pspnet.published import load_network_weights
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.store import Store
 from pspnet.transforms import prepare_batch
@@ -603,6 +604,7 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
         align_corners=config.model.align_corners,
     )
     load_backbone_weights(model, config.model.backbone_weights)
+    load_network_weights(model, config.model.weights)
     return model
 
 

@@ -57,7 +57,7 @@ def test_the_backbones_of_the_configuration_are_those_of_the_model() -> None:
 
 def test_a_configuration_of_before_there_were_other_stems_and_norms_loads_to_what_it_was() -> None:
     stored = json.loads(to_json(training_preset("tiny")))
-    for name in ("deep_stem", "deep_stem_channels", "contract_dilation", "norm", "align_corners"):
+    for name in ("weights", "deep_stem", "deep_stem_channels", "contract_dilation", "norm", "align_corners"):
         del stored["model"][name]
     assert from_json(TrainingConfig, json.dumps(stored)) == training_preset("tiny")
 
@@ -119,6 +119,10 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"model.norm": "layer"}, r"model\.norm must be one of auto, batch, sync, group, but got 'layer'"),
         ({"model.norm": "sync"}, r"sync needs GPUs.*2 workers\. Use group"),
         ({"model.norm": "group", "model.backbone_weights": "imagenet"}, r"trained with BatchNorm"),
+        (
+            {"model.weights": "a.pth", "model.backbone_weights": "b.pth"},
+            r"got model\.backbone_weights b\.pth beside a\.pth",
+        ),
         ({"model.backbone": "mobilenet_v2", "model.deep_stem": True}, r"of ResNets, but got mobilenet_v2"),
         ({"model.has_aux_head": 1}, r"model\.has_aux_head must be of type bool"),
         ({"schedule.num_epochs": 2.5}, r"schedule\.num_epochs must be of type int"),
