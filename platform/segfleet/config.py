@@ -212,6 +212,9 @@ class OptimConfig:
     power: float = 0.9
     """The learning rate falls as (1 - iteration / max_iterations) ** power."""
 
+    min_lr: float = 0.0
+    """It falls to this instead of to 0: (lr - min_lr) * factor + min_lr (mmsegmentation: 1e-4)."""
+
     aux_loss_weight: float = 0.4
     """Weight of the auxiliary cross-entropy beside the main one."""
 
@@ -222,6 +225,11 @@ class OptimConfig:
                 math.isfinite(value) and value > 0,
                 f"optim.{name} must be a positive number, but got {value}.",
             )
+        _require(
+            0 <= self.min_lr < self.base_lr,
+            f"optim.min_lr must be 0 or more and below optim.base_lr {self.base_lr}, but got {self.min_lr}. "
+            "mmsegmentation uses a hundredth of it.",
+        )
         _require(
             0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), but got {self.momentum}. Usual: 0.9."
         )

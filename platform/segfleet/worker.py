@@ -193,6 +193,7 @@ class Training:
                 head_lr_factor=config.optim.head_lr_factor,
                 momentum=config.optim.momentum,
                 weight_decay=config.optim.weight_decay,
+                min_lr=config.optim.min_lr,
             )
         checkpoint = _same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
         with _agreed(place):

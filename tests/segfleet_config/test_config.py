@@ -114,6 +114,7 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"optim.base_lrr": 1.0}, r"no setting optim\.base_lrr\. Did you mean optim\.base_lr\?"),
         ({"optim.base_lr": "fast"}, r"optim\.base_lr must be of type float, but got 'fast'"),
         ({"optim.base_lr": float("nan")}, r"optim\.base_lr must be a positive number, but got nan"),
+        ({"optim.min_lr": 0.02}, r"below optim\.base_lr 0\.01, but got 0\.02"),
         ({"optim.momentum": 1.0}, r"optim\.momentum must be in \[0, 1\)"),
         ({"model.backbone": "vgg"}, r"model\.backbone must be one of resnet18, .*but got 'vgg'"),
         ({"model.norm": "layer"}, r"model\.norm must be one of auto, batch, sync, group, but got 'layer'"),
