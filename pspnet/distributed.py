@@ -9,19 +9,23 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.model import PSPNet
+from pspnet.norms import Norm, synchronised
 
 
-def parallelise(model: PSPNet, device: torch.device | str, *, compiled: bool = False) -> nn.Module:
+def parallelise(
+    model: PSPNet, device: torch.device | str, *, norm: Norm = "auto", compiled: bool = False
+) -> nn.Module:
     """Return `model` ready to train: in DDP where torch.distributed has more than one worker, else itself.
 
     Its convolutions are put in channels_last. On CUDA, BatchNorm becomes SyncBatchNorm (inside the model
-    given); on CPUs, for which torch has none, each worker normalises with the statistics of its own images.
+    given) unless `norm` is "batch"; on CPUs, for which torch has none, each worker normalises with the statistics
+    of its own images. GroupNorm knows one image only, and is left as it is.
     With `compiled` its passes in training are compiled at the first one; the model given itself is not.
     """
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world_size() > 1 and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if world_size() > 1 and device.type == "cuda" and norm != "batch":
+        synchronised(model)
     network: Any = torch.compile(model, dynamic=False) if compiled else model
     if world_size() == 1:
         return network

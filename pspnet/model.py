@@ -5,15 +5,16 @@ Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / outp
 
 # ruff: noqa: F722
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pspnet.backbones import ResNet
+from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
+from pspnet.norms import use_group_norm
 
 CHANNELS_PER_PART = 512
 """Input channels that a prediction's largest convolution takes at a time on a CPU."""
@@ -29,11 +30,13 @@ class PSPNetOutput(NamedTuple):
 
 
 class PSPNet(nn.Module):
-    """Dilated ResNet, pyramid pooling and classifier; images of any size, best of 8k + 1 pixels a side.
+    """Dilated backbone, pyramid pooling and classifier; images of any size, best of 8k + 1 pixels a side.
 
     Cell (i, j) of the logits lies on pixel (s * i, s * j) for output stride s, in training and prediction:
     an image of another size is continued with zeros (the mean colour) at the right and at the bottom up to
-    s * k + 1, and the logits there are cut off.
+    s * k + 1, and the logits there are cut off. Without `align_corners` the cells of the logits, and of the grids
+    of the pyramid, are spread evenly over an image of any size, as in mmsegmentation; logits are then always
+    upsampled.
     """
 
     def __init__(
@@ -47,10 +50,16 @@ class PSPNet(nn.Module):
         dropout: float = 0.1,
         has_aux_head: bool = True,
         deep_stem: bool = False,
+        deep_stem_channels: int = 128,
+        contract_dilation: bool = False,
+        norm: Literal["batch", "group"] = "batch",
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise InputError(f"A model must have at least 1 class, but got num_classes = {num_classes}.")
+        if norm not in ("batch", "group"):
+            raise InputError(f"A model's norm must be batch or group, but got {norm!r}.")
         self.architecture: dict[str, Any] = {
             "num_classes": num_classes,
             "backbone": backbone,
@@ -60,21 +69,41 @@ class PSPNet(nn.Module):
             "dropout": dropout,
             "has_aux_head": has_aux_head,
             "deep_stem": deep_stem,
+            "deep_stem_channels": deep_stem_channels,
+            "contract_dilation": contract_dilation,
+            "norm": norm,
+            "align_corners": align_corners,
         }
         """The constructor's arguments, for JSON; `from_architecture` builds the same network."""
         self.num_classes = num_classes
         self.output_stride = output_stride
-        self.backbone = ResNet(backbone, output_stride=output_stride, deep_stem=deep_stem)
+        self.align_corners = align_corners
+        # Any, because parts that only one kind has are reached into.
+        self.backbone: Any = build_backbone(
+            backbone,
+            output_stride=output_stride,
+            deep_stem=deep_stem,
+            deep_stem_channels=deep_stem_channels,
+            contract_dilation=contract_dilation,
+        )
+        if align_corners and not getattr(self.backbone, "has_cell_on_last_pixel", True):
+            raise InputError(
+                f"model.align_corners must be False for {backbone}, none of whose cells lies on the last pixel of "
+                f"{output_stride}k + 1, but got True."
+            )
         self.head = PyramidHead(
             self.backbone.stage4_channels,
             num_classes,
             bin_sizes=bin_sizes,
             head_channels=head_channels,
             dropout=dropout,
+            align_corners=align_corners,
         )
         self.aux_head = (
             AuxHead(self.backbone.stage3_channels, num_classes, dropout=dropout) if has_aux_head else None
         )
+        if norm == "group":
+            use_group_norm(self)
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> "PSPNet":
@@ -85,10 +114,16 @@ class PSPNet(nn.Module):
         """Return logits for each pixel; without `upsample` for each feature cell, as the loss takes them."""
         height, width = images.shape[2:]
         stride = self.output_stride
-        images = functional.pad(images, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
+        if self.align_corners:
+            images = functional.pad(images, (0, -(width - 1) % stride, 0, -(height - 1) % stride))
         features = self.backbone(images)
         logits = self.head(features.stage4)
         aux_logits = self.aux_head(features.stage3) if self.aux_head is not None and self.training else None
+        if not self.align_corners:
+            return PSPNetOutput(
+                spread(logits, height, width),
+                None if aux_logits is None else spread(aux_logits, height, width),
+            )
         if not upsample:
             return PSPNetOutput(logits, aux_logits, stride)
         return PSPNetOutput(
@@ -105,7 +140,14 @@ class PyramidHead(nn.Module):
     """
 
     def __init__(
-        self, channels: int, num_classes: int, *, bin_sizes: Sequence[int], head_channels: int, dropout: float
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        bin_sizes: Sequence[int],
+        head_channels: int,
+        dropout: float,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         if len(bin_sizes) > channels or any(size < 1 for size in bin_sizes):
@@ -114,6 +156,7 @@ class PyramidHead(nn.Module):
                 f"but got {tuple(bin_sizes)}. The paper's are 1 2 3 6."
             )
         self.bin_sizes = tuple(bin_sizes)
+        self.align_corners = align_corners
         branch_channels = channels // max(1, len(bin_sizes))
         self.branches = nn.ModuleList(
             nn.Sequential(
@@ -134,7 +177,7 @@ class PyramidHead(nn.Module):
         """Return logits for each cell of the features."""
         pooled = pooled_grids(features, self.bin_sizes)
         grids = [branch(grid) for branch, grid in zip(self.branches, pooled, strict=True)]
-        x = pyramid_convolution(features, grids, self.conv.weight)
+        x = pyramid_convolution(features, grids, self.conv.weight, self.align_corners)
         x = functional.relu(self.norm(x), inplace=True)
         return self.classifier(self.dropout(x))
 
@@ -185,12 +228,13 @@ def pyramid_convolution(
     features: Float[Tensor, "n c fh fw"],
     grids: Sequence[Tensor],
     weight: Float[Tensor, "o ci 3 3"],
+    align_corners: bool = True,
 ) -> Float[Tensor, "n o fh fw"]:
     """Return conv2d(cat([features, *upsampled grids]), weight, padding=1) without making the concatenation.
 
     Upsampling is linear: nine taps on the few cells of a grid, then two products with the interpolation
     matrix shifted by the tap, equal nine taps on every cell of the features. This leaves out nearly half of
-    the head's arithmetic. `grids` are (n, cb, b, b), upsampled with align_corners.
+    the head's arithmetic. `grids` are (n, cb, b, b).
     """
     fh, fw = features.shape[2:]
     channels = features.shape[1]
@@ -200,7 +244,8 @@ def pyramid_convolution(
         channels += grid.shape[1]
         taps = torch.einsum("ocyx,ncij->noyixj", branch_weight, grid)
         taps = taps.flatten(4, 5).flatten(2, 3)
-        result = result + _shifted_upsampling(taps, fh) @ taps @ _shifted_upsampling(taps, fw).T
+        rows, columns = (_shifted_upsampling(taps, size, align_corners) for size in (fh, fw))
+        result = result + rows @ taps @ columns.T
     return result
 
 
@@ -223,6 +268,12 @@ def upsampled(logits: Float[Tensor, "n c fh fw"], stride: int) -> Float[Tensor, 
     height, width = logits.shape[2:]
     size = ((height - 1) * stride + 1, (width - 1) * stride + 1)
     return functional.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=True)
+
+
+def spread(logits: Float[Tensor, "n c fh fw"], height: int, width: int) -> Float[Tensor, "n c h w"]:
+    """Interpolate bilinearly, at least in float32, with the cells spread evenly over the pixels."""
+    size = (height, width)
+    return functional.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -256,15 +307,18 @@ def _averaging(like: Tensor, num_cells: int, num_bins: int) -> Float[Tensor, "b 
     return ((cell >= first) & (cell < end)).to(like.dtype) / (end - first)
 
 
-def _shifted_upsampling(like: Tensor, num_cells: int) -> Float[Tensor, "cells taps"]:
+def _shifted_upsampling(like: Tensor, num_cells: int, align_corners: bool) -> Float[Tensor, "cells taps"]:
     """Return what each tap of a 3-tap convolution reads of b values upsampled to `num_cells`, zeros around.
 
     `like` holds, on its last axis, the b values of each of the three taps.
     """
     num_values = like.shape[-1] // 3
-    # Positions as align_corners maps them: the first value on the first cell, the last on the last.
-    step = (num_values - 1) / max(1, num_cells - 1)
-    position = torch.arange(num_cells, device=like.device, dtype=torch.float64)[:, None] * step
+    position = torch.arange(num_cells, device=like.device, dtype=torch.float64)[:, None]
+    if align_corners:
+        # The first value on the first cell, the last on the last.
+        position = position * ((num_values - 1) / max(1, num_cells - 1))
+    else:
+        position = ((position + 0.5) * (num_values / num_cells) - 0.5).clamp(0, num_values - 1)
     value = torch.arange(num_values, device=like.device, dtype=torch.float64)
     weights = (1 - (position - value).abs()).clamp(min=0)
     around = functional.pad(weights, (0, 0, 1, 1))

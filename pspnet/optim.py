@@ -7,23 +7,34 @@ import torch
 from pspnet.model import PSPNet
 
 
-def parameter_groups(model: PSPNet, *, base_lr: float, head_lr_factor: float) -> list[dict[str, Any]]:
-    """Return the backbone's parameters at `base_lr` and all others at `base_lr * head_lr_factor`."""
+def parameter_groups(
+    model: PSPNet, *, base_lr: float, head_lr_factor: float, min_lr: float = 0.0
+) -> list[dict[str, Any]]:
+    """Return the backbone's parameters at `base_lr` and all others at `base_lr * head_lr_factor`.
+
+    Both fall to `min_lr`, as mmsegmentation's `eta_min` is meant.
+    """
     backbone = list(model.backbone.parameters())
     in_backbone = {id(parameter) for parameter in backbone}
     heads = [parameter for parameter in model.parameters() if id(parameter) not in in_backbone]
     head_lr = base_lr * head_lr_factor
     return [
-        {"name": "backbone", "params": backbone, "lr": base_lr, "initial_lr": base_lr},
-        {"name": "heads", "params": heads, "lr": head_lr, "initial_lr": head_lr},
+        {"name": "backbone", "params": backbone, "lr": base_lr, "initial_lr": base_lr, "min_lr": min_lr},
+        {"name": "heads", "params": heads, "lr": head_lr, "initial_lr": head_lr, "min_lr": min_lr},
     ]
 
 
 def build_optimizer(
-    model: PSPNet, *, base_lr: float, head_lr_factor: float, momentum: float, weight_decay: float
+    model: PSPNet,
+    *,
+    base_lr: float,
+    head_lr_factor: float,
+    momentum: float,
+    weight_decay: float,
+    min_lr: float = 0.0,
 ) -> torch.optim.SGD:
     """Return SGD over `parameter_groups`; `weight_decay` is on all parameters, as in the paper's code."""
-    groups = parameter_groups(model, base_lr=base_lr, head_lr_factor=head_lr_factor)
+    groups = parameter_groups(model, base_lr=base_lr, head_lr_factor=head_lr_factor, min_lr=min_lr)
     return torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay)
 
 
@@ -44,6 +55,7 @@ def warm_up_factor(iteration: int, num_iterations: int, start: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to `factor` times its initial one."""
+    """Set each group's learning rate so far between its initial one (factor 1) and its least (factor 0)."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        least = group.get("min_lr", 0.0)
+        group["lr"] = (group["initial_lr"] - least) * factor + least

@@ -21,6 +21,9 @@ from pspnet.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
+"""Those of pspnet.backbones, which is not imported here: it takes as long as torch."""
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
@@ -112,13 +115,37 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Every field but `backbone_weights` and `freeze_…` is an argument of `pspnet.model.PSPNet`."""
+    """The network. Every field but `weights`, `backbone_weights` and `freeze_…` is an argument of
+    `pspnet.model.PSPNet`."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
-    """Dilated ResNet that computes the features."""
+    backbone: str = "resnet50"
+    """Dilated network that computes the features: resnet18, 34, 50, 101, 152, mobilenet_v2, or timm:NAME for one of
+    the library timm, which is an extra."""
 
     backbone_weights: str = ""
-    """Initial backbone weights: empty for random ones, "imagenet" for torchvision's (downloaded), or a file."""
+    """Initial backbone weights: empty for random ones, "imagenet" for torchvision's or timm's (downloaded), or a
+    file."""
+
+    weights: str = ""
+    """Initial weights of the whole network in place of the backbone's: a PSPNet checkpoint of semseg or mmsegmentation,
+    or the model.safetensors of a model package; empty for none."""
+
+    deep_stem: bool = False
+    """A ResNet begins with three 3x3 convolutions, as those of PSPNet's authors, in place of one 7x7."""
+
+    deep_stem_channels: Literal[128, 64] = 128
+    """Channels after the deep stem: 128 as PSPNet's authors, 64 as mmsegmentation's ResNetV1c."""
+
+    contract_dilation: bool = False
+    """The first block of a ResNet's dilated stage has half its dilation, as in mmsegmentation and torchvision."""
+
+    norm: Literal["auto", "batch", "sync", "group"] = "auto"
+    """BatchNorm of each worker's own images (batch), of all workers' on GPUs (sync), or GroupNorm of 32 groups, which
+    knows no other image (group); auto is sync on GPUs and batch on CPUs, for which there is no sync."""
+
+    align_corners: bool = True
+    """Grids and logits are interpolated with their corners on the corners, as PSPNet's authors do; mmsegmentation only
+    does so for crops of 769."""
 
     output_stride: Literal[8, 16] = 8
     """Input pixels per feature cell."""
@@ -142,6 +169,24 @@ class ModelConfig:
     """Where BatchNorm keeps its initial weights and normalises with its initial statistics."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.backbone in BACKBONES or self.backbone.startswith("timm:"),
+            f"model.backbone must be one of {', '.join(BACKBONES)}, timm:NAME, but got {self.backbone!r}.",
+        )
+        _require(
+            self.backbone.startswith("resnet") or not (self.deep_stem or self.contract_dilation),
+            f"model.deep_stem and model.contract_dilation are of ResNets, but got {self.backbone}. Leave them out.",
+        )
+        _require(
+            not (self.weights and self.backbone_weights),
+            f"model.weights are the backbone's, too, but got model.backbone_weights {self.backbone_weights} beside "
+            f"{self.weights}. Leave one empty: --model.backbone-weights ''.",
+        )
+        _require(
+            self.norm != "group" or self.backbone_weights != "imagenet",
+            "model.backbone_weights imagenet were trained with BatchNorm, but got model.norm group. Leave them "
+            "empty, or give a file of weights that were trained with GroupNorm.",
+        )
         _require(
             all(size >= 1 for size in self.bin_sizes),
             f"model.bin_sizes must be positive, but got {self.bin_sizes}. The paper's are 1 2 3 6.",
@@ -178,6 +223,9 @@ class OptimConfig:
     power: float = 0.9
     """The learning rate falls as (1 - iteration / max_iterations) ** power."""
 
+    min_lr: float = 0.0
+    """It falls to this instead of to 0: (lr - min_lr) * factor + min_lr (mmsegmentation: 1e-4)."""
+
     aux_loss_weight: float = 0.4
     """Weight of the auxiliary cross-entropy beside the main one."""
 
@@ -202,6 +250,11 @@ class OptimConfig:
                 math.isfinite(value) and value > 0,
                 f"optim.{name} must be a positive number, but got {value}.",
             )
+        _require(
+            0 <= self.min_lr < self.base_lr,
+            f"optim.min_lr must be 0 or more and below optim.base_lr {self.base_lr}, but got {self.min_lr}. "
+            "mmsegmentation uses a hundredth of it.",
+        )
         _require(
             0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), but got {self.momentum}. Usual: 0.9."
         )
@@ -395,6 +448,11 @@ class TrainingConfig:
             share % steps == 0,
             f"schedule.accumulation_steps must divide the {share} images that a worker has of a global batch, but got "
             f"{steps}. These do: {', '.join(str(n) for n in range(1, share + 1) if share % n == 0)}.",
+        )
+        _require(
+            self.model.norm != "sync" or self.workers.use_gpu or num_workers == 1,
+            "model.norm sync needs GPUs, because torch has no SyncBatchNorm on CPUs, but workers.use_gpu is False "
+            f"for {num_workers} workers. Use group, which makes workers equal on CPUs, or batch.",
         )
 
     @property

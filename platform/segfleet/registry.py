@@ -29,8 +29,9 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from pspnet.errors import InputError
+from pspnet.errors import InputError, MissingPackageError
 from pspnet.folding import for_prediction
 from pspnet.inference import Average, Precision, predict
 from pspnet.labels import ClassTable
@@ -144,25 +145,35 @@ def package_model(
     Without `scores` it carries those of the checkpoint's own validation. The same arguments give the same
     bytes.
     """
-    checkpoint, out_dir = load_checkpoint(checkpoint_path), Path(out_dir)
+    checkpoint = load_checkpoint(checkpoint_path)
     state = checkpoint.state
-    weights = safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in checkpoint.model_state.items()}
-    )
     scores = scores or _validation_scores(state)
-    info = {
-        "format": FORMAT,
-        "architecture": state["architecture"],
-        "class_table": state["class_table"],
-        "mean": state["mean"],
-        "std": state["std"],
-        "scores": scores.to_dict() if scores else None,
-        "store_digest": state["store_digest"],
-        "run_id": run_id,
-        "epoch": state["epoch"],
-        "config": state["config"],
-        "weights": {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
-    }
+    return write_package(
+        out_dir,
+        checkpoint.model_state,
+        {
+            "architecture": state["architecture"],
+            "class_table": state["class_table"],
+            "mean": state["mean"],
+            "std": state["std"],
+            "scores": scores.to_dict() if scores else None,
+            "store_digest": state["store_digest"],
+            "run_id": run_id,
+            "epoch": state["epoch"],
+            "config": state["config"],
+        },
+    )
+
+
+def write_package(out_dir: str | Path, model_state: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
+    """Write the package of these weights to `out_dir`, whole or not at all, and return that folder.
+
+    `info` is what model.json says, but for the format and the weights' digest.
+    """
+    out_dir = Path(out_dir)
+    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model_state.items()})
+    described = {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+    info = {"format": FORMAT, **info, "weights": described}
     text = json.dumps(finite(info), indent=1, allow_nan=False) + "\n"
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     aside = out_dir.parent / f".aside-{uuid.uuid4().hex[:8]}"
@@ -370,8 +381,7 @@ def model_card(info: Mapping[str, Any]) -> str:
         "# PSPNet for semantic segmentation",
         "",
         f"{architecture['backbone']}, output stride {architecture['output_stride']}, "
-        f"{architecture['num_classes']} classes, trained for {info['epoch']} epochs on store "
-        f"{info['store_digest'][:12]}" + (f" in MLflow run {info['run_id']}." if info["run_id"] else "."),
+        f"{architecture['num_classes']} classes, {_origin(info)}.",
         "",
     ]
     if scores:
@@ -399,6 +409,14 @@ def model_card(info: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(info: Mapping[str, Any]) -> str:
+    if "origin" in info:
+        origin = info["origin"]
+        return f"from {origin['file']} of {origin['of']} (sha256 {origin['sha256']})"
+    where = f" in MLflow run {info['run_id']}" if info["run_id"] else ""
+    return f"trained for {info['epoch']} epochs on store {info['store_digest'][:12]}{where}"
 
 
 class PyfuncModel:
@@ -453,6 +471,8 @@ def _build(
         network = PSPNet.from_architecture(info["architecture"])
         network.load_state_dict(safetensors.torch.load(weights))
         mean, std = tuple(map(float, info["mean"])), tuple(map(float, info["std"]))
+    except MissingPackageError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedPackageError(
             f"{MODEL_FILE} and {WEIGHTS_FILE} in {folder} must describe one network, but do not fit "

@@ -317,7 +317,8 @@ def check_data(config: TrainingConfig) -> Store:
         )
     new_cross_entropy(config, store)
     model = new_model(config, store.class_table.num_classes)
-    if not (config.workers.use_gpu and config.workers.num_workers > 1):  # those use SyncBatchNorm
+    is_ddp_on_gpus = config.workers.use_gpu and config.workers.num_workers > 1
+    if not is_ddp_on_gpus or config.model.norm == "batch":  # others use SyncBatchNorm
         refuse_single_values(model, config.micro_batch_size)
     return store
 

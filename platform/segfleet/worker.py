@@ -29,7 +29,6 @@ import torch
 import torch.distributed as dist
 
 from pspnet.averaging import new_average
-from pspnet.backbones import load_backbone_weights
 from pspnet.class_weights import class_weights
 from pspnet.compilation import require_compiler
 from pspnet.data import num_iterations, shard_indices, train_batches
@@ -44,11 +43,13 @@ from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.pictures import confusion_matrix_picture, panel
+from pspnet.published import load_network_weights
 from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
+from pspnet.weights import load_backbone_weights
 from segfleet.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -213,8 +214,11 @@ class Training:
                 head_lr_factor=config.optim.head_lr_factor,
                 momentum=config.optim.momentum,
                 weight_decay=config.optim.weight_decay,
+                min_lr=config.optim.min_lr,
             )
-        self.group_model = parallelise(self.model, place.device, compiled=config.workers.compile)
+        self.group_model = parallelise(
+            self.model, place.device, norm=config.model.norm, compiled=config.workers.compile
+        )
         self.average = new_average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.evaluated_model = self.model if self.average is None else unwrapped(self.average.module)
         """What is evaluated and kept: the weights, or their average."""
@@ -678,8 +682,14 @@ def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
         head_channels=config.model.head_channels,
         dropout=config.model.dropout,
         has_aux_head=config.model.has_aux_head,
+        deep_stem=config.model.deep_stem,
+        deep_stem_channels=config.model.deep_stem_channels,
+        contract_dilation=config.model.contract_dilation,
+        norm="group" if config.model.norm == "group" else "batch",
+        align_corners=config.model.align_corners,
     )
     load_backbone_weights(model, config.model.backbone_weights)
+    load_network_weights(model, config.model.weights)
     freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)
     return model
 

@@ -1,17 +1,16 @@
-"""A dilated ResNet is torchvision's ResNet with other strides."""
+"""A dilated backbone is torchvision's with other strides."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor
 
-from pspnet.backbones import ResNet, load_backbone_weights
+from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
-from pspnet.model import PSPNet
+from pspnet.mobilenet import MobileNetV2
+from pspnet.resnet import ResNet
 
 
 def torchvision_stages(name: str) -> Any:
@@ -57,13 +56,13 @@ def test_dilated_it_is_torchvisions_network_altered_as_the_papers_authors_do() -
     assert torch.equal(features.stage4, expected[1])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("size", [(129, 65), (130, 71)])
 def test_a_feature_cell_covers_output_stride_pixels(
     name: str, output_stride: int, size: tuple[int, int]
 ) -> None:
-    backbone = ResNet(name, output_stride=output_stride).eval()
+    backbone = build_backbone(name, output_stride=output_stride).eval()
     with torch.no_grad():
         features = backbone(torch.zeros(1, 3, *size))
     cells = tuple(-(-side // output_stride) for side in size)
@@ -82,85 +81,69 @@ def test_a_deep_stem_has_three_convolutions_and_the_same_stride() -> None:
     ]
 
 
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_weights_of_torchvision_load_from_a_file_with_or_without_the_classifier(
-    tmp_path: Path, ending: str
+def mobilenet_stages(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    stage3 = network.features[:14](images)
+    return stage3, network.features[14:18](stage3)
+
+
+def without_classifier(network: Any) -> dict[str, Tensor]:
+    return MobileNetV2().named_as_here(network.state_dict())
+
+
+def test_mobilenet_without_dilation_is_torchvisions_network() -> None:
+    theirs, ours = torchvision_stages("mobilenet_v2"), MobileNetV2(output_stride=32).eval()
+    ours.load_state_dict(without_classifier(theirs), strict=True)
+    images = torch.randn(2, 3, 65, 97)
+    with torch.no_grad():
+        expected, features = mobilenet_stages(theirs, images), ours(images)
+    assert features.stage4.shape == (2, 320, 3, 4)
+    assert torch.equal(features.stage3, expected[0])
+    assert torch.equal(features.stage4, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "dilation_of_block"),
+    [
+        (8, {7: 2, 8: 2, 9: 2, 10: 2, 11: 2, 12: 2, 13: 2, 14: 4, 15: 4, 16: 4, 17: 4}),
+        (16, {14: 2, 15: 2, 16: 2, 17: 2}),
+    ],
+)
+def test_mobilenet_dilated_is_torchvisions_network_altered_as_mmsegmentation_does(
+    output_stride: int, dilation_of_block: dict[int, int]
 ) -> None:
-    state = torchvision_stages("resnet18").state_dict()
-    path = tmp_path / f"weights{ending}"
-    if ending == ".pth":
-        torch.save(state, path)
-    else:
-        # Also as in files of before torch 0.4.1, without counters.
-        state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-        safetensors.torch.save_file(state, path)
-    model = PSPNet(3, backbone="resnet18", head_channels=8)
-    load_backbone_weights(model, str(path))
-    for key, value in model.backbone.state_dict().items():
-        assert torch.equal(value, state.get(key, torch.tensor(0))), key
+    """mmseg's pspnet_m-v2-d8: strides 1 2 2 1 1 1 1, dilations 1 1 1 2 2 4 4 of the seven stages."""
+    theirs, ours = torchvision_stages("mobilenet_v2"), MobileNetV2(output_stride=output_stride).eval()
+    ours.load_state_dict(without_classifier(theirs), strict=True)
+    for number, dilation in dilation_of_block.items():
+        depthwise = theirs.features[number].conv[1][0]
+        depthwise.dilation, depthwise.padding, depthwise.stride = (dilation,) * 2, (dilation,) * 2, (1, 1)
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected, features = mobilenet_stages(theirs, images), ours(images)
+    assert features.stage4.shape == (1, 320, 64 // output_stride + 1, 96 // output_stride + 1)
+    assert torch.equal(features.stage3, expected[0])
+    assert torch.equal(features.stage4, expected[1])
 
 
-def test_no_weights_leave_the_random_ones() -> None:
-    model = PSPNet(3, backbone="resnet18", head_channels=8)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    load_backbone_weights(model, "")
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_every_wrong_key_of_a_weights_file_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
-    state = torchvision_stages("resnet18").state_dict()
-    del state["layer3.1.conv2.weight"]
-    state["stem.weight"] = torch.zeros(1)
-    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
-    path = tmp_path / "foreign.pth"
-    torch.save(state, path)
-    model = PSPNet(3, backbone="resnet18", head_channels=8)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(InputError) as error:
-        load_backbone_weights(model, str(path))
-    for part in (
-        "1 missing: layer3.1.conv2.weight",
-        "1 unexpected: stem.weight",
-        "1 of another shape: conv1.weight (64, 1, 7, 7) for (64, 3, 7, 7)",
-    ):
-        assert part in str(error.value)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_a_weights_file_that_is_absent_damaged_or_no_state_dict_is_refused(tmp_path: Path) -> None:
-    model = PSPNet(3, backbone="resnet18", head_channels=8)
-    (tmp_path / "torso.pth").write_bytes(b"PK\x03\x04 and no more")
-    (tmp_path / "torso.safetensors").write_bytes(b"\xff" * 20)
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name, rule in (
-        ("absent.pth", "there is no file"),
-        ("torso.pth", "cannot be read"),
-        ("torso.safetensors", "cannot be read"),
-        ("list.pth", "dict of tensors"),
-    ):
-        with pytest.raises(InputError, match=rule):
-            load_backbone_weights(model, str(tmp_path / name))
-
-
-def test_a_file_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
-    class Shell:
-        def __reduce__(self) -> tuple:
-            return Path.touch, (tmp_path / "executed",)
-
-    torch.save({"conv1.weight": Shell()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="cannot be read"):
-        load_backbone_weights(PSPNet(3, backbone="resnet18"), str(tmp_path / "evil.pth"))
-    assert not (tmp_path / "executed").exists()
-
-
-def test_genuine_weights_of_another_network_are_refused_with_their_keys(data_dir: Path) -> None:
-    path = data_dir / "weights" / "mobilenet_v2_imagenet_features.pth"
-    with pytest.raises(InputError, match=r"unexpected: .*features\.0\.0\.weight"):
-        load_backbone_weights(PSPNet(3, backbone="resnet18"), str(path))
+def test_contracted_dilation_is_torchvisions() -> None:
+    """torchvision's replace_stride_with_dilation leaves the first block of a stage the dilation before it."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    ours = ResNet("resnet50", contract_dilation=True).eval()
+    ours.load_state_dict(ours.named_as_here(theirs.state_dict()))
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected, features = stage3_and_4(theirs, images), ours(images)
+    assert torch.equal(features.stage3, expected[0])
+    assert torch.equal(features.stage4, expected[1])
 
 
 def test_unknown_backbones_and_strides_are_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"one of resnet18, .* but got vgg"):
-        ResNet("vgg")
+    with pytest.raises(InputError, match=r"one of resnet18, .*mobilenet_v2, timm:NAME, but got vgg"):
+        build_backbone("vgg")
     with pytest.raises(InputError, match="one of 8, 16, 32, but got 4"):
         ResNet("resnet18", output_stride=4)
+    with pytest.raises(InputError, match="one of 8, 16, 32, but got 4"):
+        MobileNetV2(output_stride=4)
+    with pytest.raises(InputError, match=r"of ResNets \(resnet18, .*\), but got mobilenet_v2"):
+        build_backbone("mobilenet_v2", deep_stem=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pspnet.errors import InputError
+from pspnet.inference import argmax_by_strips
 from pspnet.model import (
     PSPNet,
     PyramidHead,
@@ -34,17 +35,18 @@ def test_pooling_by_matrix_products_is_adaptive_average_pooling(size: tuple[int,
         torch.testing.assert_close(grid, functional.adaptive_avg_pool2d(features, bin_size))
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(17, 17), (9, 14), (4, 3), (1, 1)])
 def test_the_pyramids_convolution_is_that_of_the_concatenation_with_its_gradients(
-    size: tuple[int, int],
+    size: tuple[int, int], align_corners: bool
 ) -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 8, *size, dtype=torch.float64, requires_grad=True)
     grids = [torch.randn(2, 2, b, b, dtype=torch.float64, requires_grad=True) for b in BIN_SIZES]
     weight = torch.randn(3, 8 + 4 * 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    maps = [functional.interpolate(g, size=size, mode="bilinear", align_corners=True) for g in grids]
+    maps = [functional.interpolate(g, size=size, mode="bilinear", align_corners=align_corners) for g in grids]
     expected = functional.conv2d(torch.cat([features, *maps], dim=1), weight, padding=1)
-    actual = pyramid_convolution(features, grids, weight)
+    actual = pyramid_convolution(features, grids, weight, align_corners)
     torch.testing.assert_close(actual, expected)
     upstream = torch.randn_like(expected)
     inputs = [features, weight, *grids]
@@ -84,9 +86,10 @@ def test_without_bins_the_head_is_a_plain_classifier() -> None:
         torch.testing.assert_close(head(features), head_by_definition(head, features))
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(65, 65), (64, 64), (50, 91), (8, 9), (1, 1), (2, 40)])
-def test_every_pixel_of_an_image_of_any_size_gets_logits(size: tuple[int, int]) -> None:
-    model = small().eval()
+def test_every_pixel_of_an_image_of_any_size_gets_logits(size: tuple[int, int], align_corners: bool) -> None:
+    model = small(align_corners=align_corners).eval()
     with torch.no_grad():
         output = model(torch.randn(1, 3, *size))
     assert output.logits.shape == (1, 5, *size)
@@ -133,14 +136,54 @@ def test_an_image_continued_with_zeros_gives_the_same_logits() -> None:
         assert torch.equal(model(image).logits, whole[:, :, :60])
 
 
-def test_an_architecture_through_json_rebuilds_the_network() -> None:
-    model = small(bin_sizes=(1, 4), output_stride=16, dropout=0.3, has_aux_head=False, deep_stem=True).eval()
+def test_without_align_corners_cells_are_spread_evenly_and_loss_and_prediction_see_the_same_pixels() -> None:
+    model = small(align_corners=False).double().eval()
+    images = torch.randn(1, 3, 60, 75, dtype=torch.float64)
+    with torch.no_grad():
+        cells = model.head(model.backbone(images).stage4)
+        output = model(images, upsample=False)
+    assert cells.shape[2:] == (8, 10)
+    assert output.output_stride == 1
+    expected = functional.interpolate(cells, size=(60, 75), mode="bilinear", align_corners=False)
+    assert torch.equal(output.logits, expected)
+    prediction = argmax_by_strips(output.logits, output.output_stride, 60, 75)
+    assert torch.equal(prediction, expected.argmax(1).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bin_sizes": (1, 4), "output_stride": 16, "dropout": 0.3, "has_aux_head": False, "deep_stem": True},
+        {"deep_stem": True, "deep_stem_channels": 64, "contract_dilation": True, "align_corners": False},
+        {"backbone": "mobilenet_v2", "norm": "group"},
+    ],
+)
+def test_an_architecture_through_json_rebuilds_the_network(changes: dict[str, Any]) -> None:
+    model = small(**changes).eval()
     again = PSPNet.from_architecture(json.loads(json.dumps(model.architecture))).eval()
     again.load_state_dict(model.state_dict(), strict=True)
     assert again.architecture == model.architecture
     images = torch.randn(1, 3, 33, 33)
     with torch.no_grad():
         assert torch.equal(again(images).logits, model(images).logits)
+
+
+def test_an_architecture_of_before_there_were_other_stems_and_norms_still_builds_its_network() -> None:
+    """As the model.json of a package of then says it."""
+    architecture = {
+        "num_classes": 5,
+        "backbone": "resnet18",
+        "output_stride": 8,
+        "bin_sizes": [1, 2, 3, 6],
+        "head_channels": 8,
+        "dropout": 0.1,
+        "has_aux_head": True,
+        "deep_stem": False,
+    }
+    assert architecture.items() <= small().architecture.items()
+    again = PSPNet.from_architecture(architecture)
+    assert again.architecture == small().architecture
+    again.load_state_dict(small().state_dict(), strict=True)
 
 
 def test_one_image_per_worker_is_refused_before_batchnorm_refuses_it() -> None:

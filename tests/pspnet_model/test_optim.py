@@ -1,5 +1,11 @@
 """Groups, schedule and steps are the formulas, by hand."""
 
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -54,3 +60,42 @@ def test_two_steps_of_sgd_by_hand() -> None:
         after_first = 1 - lr * first
         second = 0.9 * first - 0.25 + 0.01 * after_first
         torch.testing.assert_close(weight[0].item(), after_first - lr * second, rtol=1e-6, atol=0)
+
+
+def test_the_rate_falls_to_the_least_one_of_every_group() -> None:
+    """mmsegmentation's PolyLR in closed form: (base_lr - eta_min) * factor + eta_min."""
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    optimizer = build_optimizer(
+        model, base_lr=0.01, head_lr_factor=10.0, momentum=0.9, weight_decay=5e-4, min_lr=1e-4
+    )
+    for factor, backbone, heads in ((1.0, 0.01, 0.1), (0.5, 0.00505, 0.05005), (0.0, 1e-4, 1e-4)):
+        set_lr(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([backbone, heads])
+
+
+def test_each_rate_is_mmengines() -> None:
+    """SEGFLEET_MMSEG is a folder with mmengine. Its schedule reaches its end one iteration before the training's."""
+    folder = os.environ.get("SEGFLEET_MMSEG", "")
+    if not (Path(folder) / "mmengine").is_dir():
+        pytest.skip("SEGFLEET_MMSEG names no folder with mmengine")
+    sys.path.append(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        schedulers = importlib.import_module("mmengine.optim.scheduler")
+    sys.path.remove(folder)
+    iterations = 50
+    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    schedule = schedulers.PolyLR(theirs, eta_min=1e-4, power=0.9, begin=0, end=iterations, by_epoch=False)
+    ours = build_optimizer(
+        PSPNet(3, backbone="resnet18", head_channels=8),
+        base_lr=0.01,
+        head_lr_factor=1.0,
+        momentum=0.9,
+        weight_decay=5e-4,
+        min_lr=1e-4,
+    )
+    for iteration in range(iterations):
+        set_lr(ours, poly_factor(iteration, iterations - 1, 0.9))
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9)
+        theirs.step()
+        schedule.step()

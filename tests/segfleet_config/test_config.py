@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pspnet import backbones
 from pspnet.errors import InputError
+from segfleet import config
 from segfleet.cli import parse_search, parse_training
 from segfleet.config import (
     DataConfig,
@@ -45,6 +47,19 @@ def test_override_is_what_one_would_write_by_hand() -> None:
     assert varied.data == DataConfig(crop_size=97, min_scale=0.5, max_scale=1.0)
     assert varied.model == ModelConfig(backbone="resnet18", head_channels=32, bin_sizes=(1, 2))
     assert varied.schedule == training_preset("tiny").schedule
+
+
+def test_the_backbones_of_the_configuration_are_those_of_the_model() -> None:
+    assert config.BACKBONES == backbones.BACKBONES
+    for name in (*backbones.BACKBONES, "timm:resnet18"):
+        assert override(training_preset("tiny"), {"model.backbone": name}).model.backbone == name
+
+
+def test_a_configuration_of_before_there_were_other_stems_and_norms_loads_to_what_it_was() -> None:
+    stored = json.loads(to_json(training_preset("tiny")))
+    for name in ("weights", "deep_stem", "deep_stem_channels", "contract_dilation", "norm", "align_corners"):
+        del stored["model"][name]
+    assert from_json(TrainingConfig, json.dumps(stored)) == training_preset("tiny")
 
 
 def test_flags_are_overrides() -> None:
@@ -99,9 +114,18 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"optim.base_lrr": 1.0}, r"no setting optim\.base_lrr\. Did you mean optim\.base_lr\?"),
         ({"optim.base_lr": "fast"}, r"optim\.base_lr must be of type float, but got 'fast'"),
         ({"optim.base_lr": float("nan")}, r"optim\.base_lr must be a positive number, but got nan"),
+        ({"optim.min_lr": 0.02}, r"below optim\.base_lr 0\.01, but got 0\.02"),
         ({"optim.momentum": 1.0}, r"optim\.momentum must be in \[0, 1\)"),
         ({"model.backbone": "vgg"}, r"model\.backbone must be one of resnet18, .*but got 'vgg'"),
         ({"model.freeze_stages": 6}, r"freeze_stages must be 0 \(none\) to 5.*but got 6"),
+        ({"model.norm": "layer"}, r"model\.norm must be one of auto, batch, sync, group, but got 'layer'"),
+        ({"model.norm": "sync"}, r"sync needs GPUs.*2 workers\. Use group"),
+        ({"model.norm": "group", "model.backbone_weights": "imagenet"}, r"trained with BatchNorm"),
+        (
+            {"model.weights": "a.pth", "model.backbone_weights": "b.pth"},
+            r"got model\.backbone_weights b\.pth beside a\.pth",
+        ),
+        ({"model.backbone": "mobilenet_v2", "model.deep_stem": True}, r"of ResNets, but got mobilenet_v2"),
         ({"model.has_aux_head": 1}, r"model\.has_aux_head must be of type bool"),
         ({"schedule.num_epochs": 2.5}, r"schedule\.num_epochs must be of type int"),
         ({"schedule.global_batch_size": 5}, r"multiple of workers\.num_workers.*The nearest are 4 and 6"),

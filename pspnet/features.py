@@ -1,0 +1,33 @@
+"""What a backbone computes, and how one that is written here begins.
+
+Axes: n images, c channels, fh fw feature cells.
+"""
+
+# ruff: noqa: F722
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pspnet.errors import InputError
+
+
+class Features(NamedTuple):
+    """What two late stages compute, for the auxiliary head and for the pyramid."""
+
+    stage3: Float[Tensor, "n c3 fh fw"]
+    stage4: Float[Tensor, "n c4 fh fw"]
+
+
+def initialise(backbone: nn.Module) -> None:
+    """Draw the convolutions' weights as torchvision does (He et al., ICCV 2015, by the outputs)."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def require_known(field: str, value: object, known: Mapping[Any, object]) -> None:
+    """Raise InputError where `known` does not hold the value of this field of the model."""
+    if value not in known:
+        raise InputError(f"model.{field} must be one of {', '.join(map(str, known))}, but got {value}.")

@@ -1,0 +1,122 @@
+"""Initial weights: torchvision's or timm's by name, or those of a file, checked key by key.
+
+A file is safetensors or a plain state dict of tensors (.pth), read without pickle's code.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pspnet.backbones import Backbone
+from pspnet.errors import InputError
+from pspnet.model import PSPNet
+from pspnet.resnet import ResNet
+from pspnet.timm_backbones import TimmBackbone
+
+IMAGENET = "imagenet"
+
+
+def load_backbone_weights(model: PSPNet, weights: str) -> None:
+    """Set the weights of `model.backbone`: "" leaves it, "imagenet" takes torchvision's or timm's, else a file's.
+
+    A file has torchvision's names (timm's for a backbone of timm), with or without the layers after the backbone.
+    InputError names every key that is missing, unexpected or of another shape.
+    """
+    if weights == "":
+        return
+    backbone = model.backbone
+    given = _download(backbone) if weights == IMAGENET else read_tensors(Path(weights))
+    problems = load_checked(backbone, backbone.named_as_here(given))
+    if problems:
+        raise InputError(
+            f"model.backbone_weights must hold the weights of {backbone.name} under "
+            f"{'timm' if isinstance(backbone, TimmBackbone) else 'torchvision'}'s names, "
+            f"but in {weights} there are {problems}. Give a file of that network, or another model.backbone."
+        )
+
+
+def load_checked(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Load `weights` where `key_differences` to the module's is ""; otherwise load nothing and return it."""
+    problems = key_differences(module.state_dict(), weights)
+    if not problems:
+        module.load_state_dict(weights, strict=False)
+    return problems
+
+
+def key_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Return in words which keys of `own` are missing from `weights`, unexpected or of another shape; "" for none.
+
+    Files from before torch 0.4.1 lack the counters num_batches_tracked, which only BatchNorm's cumulative average
+    reads: they may be missing.
+    """
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in weights if key not in own]
+    misshapen = [
+        f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    return "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems if keys)
+
+
+def read_tensors(path: Path, field: str = "model.backbone_weights") -> dict[str, Tensor]:
+    """Return the tensors of a file by their names; InputError where it is absent, damaged or holds anything else."""
+    state = read_file(path, field)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"{field} must hold a dict of tensors, but {path} holds something else. "
+            "Save the network's state_dict() alone."
+        )
+    return state
+
+
+def read_file(path: Path, field: str) -> Any:
+    """Return what a safetensors or .pth file holds; what would run code is not read."""
+    if not path.is_file():
+        wanted = 'be "imagenet", empty or a file' if field == "model.backbone_weights" else "be a file"
+        raise InputError(f"{field} must {wanted}, but there is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the readers raise
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{field} must be a safetensors file or a state dict of tensors, but "
+            f"{path} cannot be read ({type(error).__name__}: {reason}). "
+            "Save it again with safetensors.torch.save_file."
+        ) from error
+
+
+def _download(backbone: Backbone) -> Mapping[str, Tensor]:
+    if isinstance(backbone, TimmBackbone):
+        try:
+            return backbone.download()
+        except Exception as error:  # whatever timm, the hub's client and the connection raise
+            raise InputError(
+                f"timm's pretrained weights of {backbone.name} could not be had "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}). "
+                "Download them elsewhere and give the file as model.backbone_weights."
+            ) from error
+    if isinstance(backbone, ResNet) and backbone.has_deep_stem:
+        raise InputError(
+            'model.backbone_weights "imagenet" are torchvision\'s, which have the plain stem, but the model '
+            "has the deep one. Give a file, or leave the deep stem out."
+        )
+    # Here, because it takes as long to import as torch itself, in every worker of every trial.
+    import torchvision.models
+
+    weights = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"]
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision's weights of {backbone.name} could not be downloaded from {weights.url} ({error}). "
+            "Download them elsewhere and give the file as model.backbone_weights."
+        ) from error

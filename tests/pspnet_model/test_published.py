@@ -1,0 +1,296 @@
+"""Checkpoints of semseg and mmsegmentation give here the logits that they give there, by their own code.
+
+SEGFLEET_SEMSEG is a checkout of github.com/hszhao/semseg (4f274c3), SEGFLEET_MMSEG a folder from which mmseg 1.2,
+mmengine and mmcv-lite can be imported; without them these laws are skipped.
+"""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pspnet.errors import InputError
+from pspnet.model import PSPNet
+from pspnet.published import load_network_weights, read_published
+
+TOLERANCE = 1e-5
+SIZES = [(65, 65), (121, 153), (97, 41)]
+
+
+@pytest.fixture
+def semseg(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Their modules `model.pspnet` and `model.resnet`, for the time of a test."""
+    folder = os.environ.get("SEGFLEET_SEMSEG", "")
+    if not (Path(folder) / "model" / "pspnet.py").is_file():
+        pytest.skip("SEGFLEET_SEMSEG names no checkout of github.com/hszhao/semseg")
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("model.pspnet")
+    for name in [name for name in sys.modules if name == "model" or name.startswith("model.")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def mmseg() -> Iterator[Any]:
+    """Their models; mmcv's compiled operators, which PSPNet has no use for, are stand-ins."""
+    folder = os.environ.get("SEGFLEET_MMSEG", "")
+    if not (Path(folder) / "mmseg").is_dir():
+        pytest.skip("SEGFLEET_MMSEG names no folder with mmseg, mmengine and mmcv-lite")
+    sys.path.append(folder)
+    sys.modules["mmcv.ops"] = mock.MagicMock()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield importlib.import_module("mmseg.models")
+    del sys.modules["mmcv.ops"]
+    sys.path.remove(folder)
+
+
+def randomised(network: nn.Module) -> Any:
+    """Random statistics and scales: with BatchNorm as it begins, mixed-up names of its parts would not show."""
+    random = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            values = [torch.rand(module.num_features, generator=random) for _ in range(4)]
+            state = {"weight": 0.5 + values[0], "bias": values[1] - 0.5}
+            state |= {"running_mean": values[2] - 0.5, "running_var": 0.5 + values[3]}
+            module.load_state_dict(state | {"num_batches_tracked": torch.tensor(7)})
+    return network.eval()
+
+
+def equal_logits(ours: PSPNet, theirs: Callable[[Tensor], Tensor], sizes: list[tuple[int, int]]) -> None:
+    for size in sizes:
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected, logits = theirs(images), ours(images).logits
+        assert logits.shape == expected.shape == (2, 19, *size)
+        difference = (logits - expected).abs().max() / expected.abs().max()
+        assert difference < TOLERANCE, f"{difference:.1e} at {size}"
+
+
+def semseg_network(semseg: Any, layers: int = 50, **arguments: Any) -> Any:
+    torch.manual_seed(0)
+    return randomised(semseg.PSPNet(layers=layers, classes=19, pretrained=False, **arguments))
+
+
+@pytest.mark.parametrize("saved_as", ["their training", "alone", "safetensors"])
+def test_semsegs_checkpoints_give_semsegs_logits(semseg: Any, tmp_path: Path, saved_as: str) -> None:
+    theirs = semseg_network(semseg)
+    path = tmp_path / "train_epoch_200.pth"
+    if saved_as == "their training":
+        # tool/train.py saves DataParallel's names with epoch and optimizer.
+        state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+        torch.save({"epoch": 200, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, path)
+    elif saved_as == "alone":
+        torch.save(theirs.state_dict(), path)
+    else:
+        path = path.with_suffix(".safetensors")
+        safetensors.torch.save_file(theirs.state_dict(), path)
+    published = read_published(path)
+    assert published.origin == "semseg"
+    assert (published.architecture["backbone"], published.architecture["deep_stem_channels"]) == (
+        "resnet50",
+        128,
+    )
+    ours = PSPNet.from_architecture(published.architecture).eval()
+    ours.load_state_dict(published.weights, strict=True)
+    equal_logits(ours, theirs, SIZES)
+
+
+def test_semsegs_plain_stem_too(semseg: Any, tmp_path: Path) -> None:
+    """Their ResNet has both; their PSPNet takes the deep one, so that the layer is exchanged here."""
+    theirs = semseg_network(semseg, layers=101)
+    resnet = sys.modules["model.resnet"].resnet101(deep_base=False)
+    theirs.layer0 = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+    theirs.layer1 = resnet.layer1
+    torch.save(randomised(theirs).state_dict(), tmp_path / "plain.pth")
+    published = read_published(tmp_path / "plain.pth")
+    assert (published.architecture["backbone"], published.architecture["deep_stem"]) == ("resnet101", False)
+    ours = PSPNet.from_architecture(published.architecture).eval()
+    ours.load_state_dict(published.weights, strict=True)
+    equal_logits(ours, theirs, [(65, 73)])
+
+
+def test_semsegs_auxiliary_logits_are_ours(semseg: Any, tmp_path: Path) -> None:
+    theirs = semseg_network(semseg)
+    torch.save(theirs.state_dict(), tmp_path / "semseg.pth")
+    published = read_published(tmp_path / "semseg.pth")
+    ours = PSPNet.from_architecture(published.architecture).eval()
+    ours.load_state_dict(published.weights)
+    images = torch.randn(1, 3, 65, 73)
+    with torch.no_grad():
+        expected = theirs.aux(theirs.layer3(theirs.layer2(theirs.layer1(theirs.layer0(images)))))
+        assert ours.aux_head is not None
+        logits = ours.aux_head(ours.backbone(images).stage3)
+    assert (logits - expected).abs().max() / expected.abs().max() < TOLERANCE
+
+
+def mmseg_network(mmseg: Any, *, depth: int, stem: str, align_corners: bool) -> Any:
+    """As configs/_base_/models/pspnet_r50-d8.py, SyncBN as BN."""
+    norm = {"type": "BN", "requires_grad": True}
+    common = {"norm_cfg": norm, "num_classes": 19, "dropout_ratio": 0.1, "align_corners": align_corners}
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network: Any = nn.Module()
+        network.backbone = getattr(mmseg, stem)(
+            depth=depth, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), norm_cfg=norm, contract_dilation=True
+        )
+        network.decode_head = mmseg.decode_heads.PSPHead(
+            in_channels=2048, in_index=3, channels=512, pool_scales=(1, 2, 3, 6), **common
+        )
+        network.auxiliary_head = mmseg.decode_heads.FCNHead(
+            in_channels=1024, in_index=2, channels=256, num_convs=1, concat_input=False, **common
+        )
+    for head in (network.decode_head, network.auxiliary_head):
+        nn.init.normal_(head.conv_seg.weight, std=0.01)
+    return randomised(network)
+
+
+def mmseg_logits(network: Any, images: Tensor, head: str = "decode_head") -> Tensor:
+    """As EncoderDecoder.encode_decode: the head, then `resize` to the image."""
+    wrappers = importlib.import_module("mmseg.models.utils.wrappers")
+    part = getattr(network, head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells = part(network.backbone(images))
+        return wrappers.resize(
+            cells, size=images.shape[2:], mode="bilinear", align_corners=part.align_corners
+        )
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "align_corners", "sizes"),
+    [
+        (50, "ResNetV1c", False, [(64, 128), (65, 65), (101, 83)]),
+        (50, "ResNetV1c", True, SIZES),
+        (101, "ResNet", False, [(60, 75)]),
+    ],
+)
+def test_mmsegmentations_checkpoints_give_mmsegmentations_logits(
+    mmseg: Any, tmp_path: Path, depth: int, stem: str, align_corners: bool, sizes: list[tuple[int, int]]
+) -> None:
+    theirs = mmseg_network(mmseg, depth=depth, stem=stem, align_corners=align_corners)
+    config = f"model = dict(decode_head=dict(type='PSPHead', align_corners={align_corners}))"
+    meta = {"mmseg_version": "0.9.0", "config": config, "CLASSES": ("road",), "PALETTE": [[128, 64, 128]]}
+    torch.save({"meta": meta, "state_dict": theirs.state_dict()}, tmp_path / "pspnet.pth")
+    published = read_published(tmp_path / "pspnet.pth")
+    assert published.origin == "mmsegmentation"
+    assert published.architecture["deep_stem_channels"] == (64 if stem == "ResNetV1c" else 128)
+    ours = PSPNet.from_architecture(published.architecture).eval()
+    ours.load_state_dict(published.weights, strict=True)
+    equal_logits(ours, lambda images: mmseg_logits(theirs, images), sizes)
+    images = torch.randn(1, 3, *sizes[0])
+    with torch.no_grad():
+        assert ours.aux_head is not None
+        cells = ours.aux_head(ours.backbone(images).stage3)
+        expected = theirs.auxiliary_head(theirs.backbone(images))
+    assert (cells - expected).abs().max() / expected.abs().max() < TOLERANCE
+
+
+# What follows needs no code of others: a network of ours under their names.
+
+
+def small() -> PSPNet:
+    torch.manual_seed(0)
+    return randomised(
+        PSPNet(19, backbone="resnet50", head_channels=16, deep_stem=True, deep_stem_channels=64)
+    )
+
+
+def as_semseg(network: PSPNet) -> dict[str, Tensor]:
+    numbers = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+    parts = {"conv": 0, "norm": 1, "classifier": 4}
+    state = {}
+    for key, value in network.state_dict().items():
+        part, name, rest = key.split(".", 2)
+        if part == "backbone":
+            state[f"layer0.{numbers[name]}.{rest}" if name in numbers else f"{name}.{rest}"] = value
+        elif name == "branches":
+            branch, index, what = rest.split(".")
+            state[f"ppm.features.{branch}.{int(index) + 1}.{what}"] = value
+        else:
+            state[f"{'cls' if part == 'head' else 'aux'}.{parts[name]}.{rest}"] = value
+    return state
+
+
+def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    state = as_semseg(small())
+    del state["cls.1.running_mean"]
+    state["psa.weight"] = torch.zeros(1)
+    state["layer2.0.conv1.weight"] = torch.zeros(128, 256, 3, 3)
+    torch.save(state, tmp_path / "foreign.pth")
+    with pytest.raises(InputError) as error:
+        read_published(tmp_path / "foreign.pth")
+    for part in (
+        "1 missing: head.norm.running_mean",
+        "1 unexpected: psa.weight",
+        "backbone.layer2.0.conv1.weight (128, 256, 3, 3) for (128, 256, 1, 1)",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"fc.weight": torch.zeros(2)}, r"semseg \(cls\.0\.weight\).*its names are fc\.weight"),
+        ({"state_dict": {"epoch": 3}}, "tensors by their names"),
+        ({}, "tensors by their names"),
+        (
+            {"cls.0.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)},
+            "1 0 0 0 basic or other blocks",
+        ),
+    ],
+)
+def test_what_is_no_pspnet_of_theirs_is_refused(tmp_path: Path, state: dict[str, Any], message: str) -> None:
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=message):
+        read_published(tmp_path / "other.pth")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
+    class Shell:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"state_dict": {"cls.0.weight": Shell()}}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_published(tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_align_corners_of_mmsegmentation_must_be_known(tmp_path: Path) -> None:
+    state = {"decode_head.bottleneck.conv.weight": torch.zeros(1)}
+    for meta in ({}, {"config": "a=dict(align_corners=True), b=dict(align_corners=False)"}):
+        torch.save({"state_dict": state, "meta": meta}, tmp_path / "mmseg.pth")
+        with pytest.raises(InputError, match=r"given with align_corners.*True for crops of 769"):
+            read_published(tmp_path / "mmseg.pth")
+
+
+def test_a_training_begins_with_the_weights_of_a_whole_network(tmp_path: Path) -> None:
+    """From their names and from ours, into the network that is configured; another one is refused by its settings."""
+    source = small()
+    torch.save({"state_dict": as_semseg(source)}, tmp_path / "theirs.pth")
+    torch.save(source.state_dict(), tmp_path / "ours.pth")
+    for name in ("theirs.pth", "ours.pth"):
+        model = PSPNet.from_architecture(source.architecture)
+        load_network_weights(model, str(tmp_path / name))
+        assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    other = PSPNet.from_architecture(
+        source.architecture | {"num_classes": 7, "deep_stem": False, "align_corners": False}
+    )
+    with pytest.raises(
+        InputError, match=r"model\.num_classes 19, model\.deep_stem True, and configured is 7, False"
+    ):
+        load_network_weights(other, str(tmp_path / "theirs.pth"))
+    with pytest.raises(InputError, match=r"of another shape: .*head\.classifier\.weight"):
+        load_network_weights(
+            PSPNet.from_architecture(source.architecture | {"num_classes": 7}), str(tmp_path / "ours.pth")
+        )

@@ -1,0 +1,123 @@
+"""A checkpoint of others as a package predicts what the network does, through the jobs as a person calls them."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pspnet.errors import InputError, MissingPackageError
+from pspnet.inference import predict
+from pspnet.labels import CITYSCAPES, NYUV2_40
+from pspnet.model import PSPNet
+from pspnet.published import IMAGENET_MEAN, IMAGENET_STD
+from segfleet.import_checkpoint import import_checkpoint
+from segfleet.registry import load_package
+
+ROOT = Path(__file__).parents[2]
+
+
+def as_mmsegmentation(network: PSPNet) -> dict[str, Tensor]:
+    stem = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+    heads = {"head": "decode_head", "aux_head": "auxiliary_head"}
+    parts = {
+        ("head", "conv"): "bottleneck.conv",
+        ("head", "norm"): "bottleneck.bn",
+        ("aux_head", "conv"): "convs.0.conv",
+        ("aux_head", "norm"): "convs.0.bn",
+    }
+    state = {}
+    for key, value in network.state_dict().items():
+        part, name, rest = key.split(".", 2)
+        if part == "backbone":
+            state[f"backbone.stem.{stem[name]}.{rest}" if name in stem else key] = value
+        elif name == "branches":
+            branch, index, what = rest.split(".")
+            kind = ("conv", "bn")[int(index)]
+            state[f"decode_head.psp_modules.{branch}.1.{kind}.{what}"] = value
+        else:
+            state[f"{heads[part]}.{parts.get((part, name), 'conv_seg')}.{rest}"] = value
+    return state
+
+
+@pytest.fixture(scope="module")
+def network() -> PSPNet:
+    torch.manual_seed(0)
+    return PSPNet(
+        19,
+        backbone="resnet50",
+        head_channels=16,
+        deep_stem=True,
+        deep_stem_channels=64,
+        contract_dilation=True,
+        align_corners=False,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def published(network: PSPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "pspnet_r50-d8_512x1024_80k_cityscapes.pth"
+    meta = {"config": "dict(align_corners=False)"}
+    torch.save({"meta": meta, "state_dict": as_mmsegmentation(network)}, path)
+    return path
+
+
+def called(monkeypatch: pytest.MonkeyPatch, job: str, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", [job, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
+    return int(stopped.value.code or 0)
+
+
+def test_the_jobs_take_a_checkpoint_to_predictions(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    network: PSPNet,
+    published: Path,
+    tmp_path: Path,
+) -> None:
+    package, picture = tmp_path / "package", tmp_path / "picture.png"
+    assert called(monkeypatch, "import_checkpoint.py", "--checkpoint", published, "--output", package) == 0
+    assert "packaged into" in capsys.readouterr().out
+    image = np.random.default_rng(0).integers(0, 256, (48, 75, 3), np.uint8)
+    Image.fromarray(image).save(picture)
+    out = tmp_path / "out"
+    assert called(monkeypatch, "predict.py", "--model", package, "--input", picture, "--output", out) == 0
+    expected = predict(network, image, mean=IMAGENET_MEAN, std=IMAGENET_STD, device="cpu")
+    written = np.asarray(Image.open(out / "picture_label.png"))
+    assert np.array_equal(written, CITYSCAPES.id_of(expected))
+    assert len(np.unique(expected)) > 1
+
+
+def test_a_package_says_where_it_is_from_and_how_it_was_trained(published: Path, tmp_path: Path) -> None:
+    package = import_checkpoint(published, tmp_path / "package", class_table=CITYSCAPES, crop_size=769)
+    model = load_package(package, device="cpu")
+    assert model.info["config"]["data"]["crop_size"] == 769
+    assert model.info["config"]["model"]["deep_stem_channels"] == 64
+    assert (model.scores, model.network.align_corners) == (None, False)
+    card = (package / "README.md").read_text()
+    assert f"19 classes, from {published.name} of mmsegmentation (sha256 " in card
+
+
+def test_a_class_table_of_other_data_is_refused(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must have the 19 classes of .*but nyuv2_40 has 40"):
+        import_checkpoint(published, tmp_path / "package", class_table=NYUV2_40, crop_size=769)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_with_timms_backbone_says_what_is_missing_where_timm_is(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = import_checkpoint(published, tmp_path / "package", class_table=CITYSCAPES, crop_size=769)
+    info: dict[str, Any] = json.loads((package / "model.json").read_text())
+    info["architecture"] |= {"backbone": "timm:resnet50", "deep_stem": False, "contract_dilation": False}
+    (package / "model.json").write_text(json.dumps(info))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingPackageError, match="needs the library timm"):
+        load_package(package)
