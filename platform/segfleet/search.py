@@ -334,7 +334,6 @@ class _Execution:
         self._study = study
         self._store = store
         self._parent_run_id = parent_run_id
-        self._uri = tracking.resolve_uri(config.training.tracking)
         self._settings: dict[int, dict[str, str]] = {}
         self._started_at: dict[int, float] = {}
         self._best: dict[int, float] = {}
@@ -345,7 +344,7 @@ class _Execution:
 
     def begin(self, proposal: Proposal) -> dict[str, Any] | None:
         """Open the trial's run and return what `_run_trial` needs; None where its point cannot be trained."""
-        number, name = proposal.number, f"{self._study.name}/trial_{proposal.number:04d}"
+        number, name = proposal.number, _trial_name(self._study, proposal.number)
         try:
             config = override(
                 self._config.training,
@@ -438,16 +437,7 @@ class _Execution:
         reason, detail = self._why(number, result or {}, error=error)
         self._study.note(number, {"seconds": round(time.monotonic() - self._started_at[number], 1)})
         self._study.finish(number, reason, detail)
-        tracking.ship_spool(
-            self._uri, settings["run_id"], trainer.spool_dir(self._config.training, settings["name"])
-        )
-        tracking.end_run(
-            self._uri,
-            settings["run_id"],
-            status="FAILED" if reason in ("failed", "lost") else "FINISHED",
-            tags={"segfleet.reason": reason, "segfleet.detail": detail},
-            spool_dir=trainer.spool_dir(self._config.training, settings["name"]),
-        )
+        _end_run(self._config.training, settings["name"], settings["run_id"], reason, detail)
         print(f"trial {number} {reason}: {detail}", flush=True)
 
     def _leave_group(self, settings: dict[str, str], *, error: bool) -> None:
@@ -513,6 +503,34 @@ class _StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stop = self._execution.report(trial.config["number"], result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+def complete_runs(config: SearchConfig, study: Study, parent_run_id: str) -> None:
+    """End the runs of trials that the study has ended before this process died, or another did."""
+    unended = tracking.unended_runs(config.training.tracking, parent_run_id)
+    for trial in study.trials():
+        run_id = trial.attributes.get("run_id")
+        if trial.reason != "running" and run_id in unended:
+            _end_run(config.training, _trial_name(study, trial.number), run_id, trial.reason, trial.detail)
+            print(
+                f"trial {trial.number} {trial.reason}: its run, left open by a dead process, is ended",
+                flush=True,
+            )
+
+
+def _end_run(training: TrainingConfig, name: str, run_id: str, reason: str, detail: str) -> None:
+    """Send what the spool of a trial still holds and write down in its run why it ended."""
+    tracking.end_run(
+        tracking.resolve_uri(training.tracking),
+        run_id,
+        status="FAILED" if reason in ("failed", "lost") else "FINISHED",
+        tags={"segfleet.reason": reason, "segfleet.detail": detail},
+        spool_dir=trainer.spool_dir(training, name),
+    )
+
+
+def _trial_name(study: Study, number: int) -> str:
+    return f"{study.name}/trial_{number:04d}"
 
 
 def _log_dataset(training: TrainingConfig, store: Store, run_id: str) -> None:

@@ -187,6 +187,22 @@ def end_run(
     return True
 
 
+def unended_runs(tracking: TrackingConfig, parent_run_id: str) -> set[str]:
+    """Return the ids of the runs nested under a run that nobody has ended."""
+    uri = resolve_uri(tracking)
+    with plain_errors(uri):
+        mlflow_client = client(uri)
+        experiment_id = find_experiment(mlflow_client, uri, tracking.experiment_name)
+        filter_string = f"attributes.status = 'RUNNING' AND tags.`mlflow.parentRunId` = '{parent_run_id}'"
+        runs: set[str] = set()
+        page_token: str | None = None
+        while page_token != "":
+            page = mlflow_client.search_runs([experiment_id], filter_string, page_token=page_token)
+            runs |= {run.info.run_id for run in page}
+            page_token = page.token or ""
+    return runs
+
+
 def log_dataset(
     uri: str, run_id: str, *, name: str, digest: str, source: str, splits: Mapping[str, int]
 ) -> None:
