@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -241,14 +241,36 @@ class Split:
                 np.copyto(out, pixels[rows, columns])
 
 
+class Sample(NamedTuple):
+    """What a shard holds of one picture."""
+
+    name: str
+    image: np.ndarray
+    """uint8 (h, w, 3)."""
+    label: np.ndarray | None
+    """Train ids, uint8 (h, w)."""
+    image_digest: str = ""
+    """`pixel_digest` of the image, where it is known."""
+    label_digest: str = ""
+
+
+def pixel_digest(pixels: np.ndarray | None) -> str:
+    """Return the sha256 of the shape and the values of an image or a label; "" for none."""
+    if pixels is None:
+        return ""
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
 def write_shard(
     path: Path,
-    samples: Iterable[tuple[str, np.ndarray, np.ndarray | None]],
+    samples: Iterable[Sample | tuple[str, np.ndarray, np.ndarray | None]],
     *,
     num_classes: int,
     shard_format: ShardFormat = "raw",
 ) -> ShardInfo:
-    """Write (name, image uint8 (h, w, 3), train ids uint8 (h, w) or None) to one Arrow file, whole or not at all."""
+    """Write samples, or (name, image, label or None), to one Arrow file, whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     digest = hashlib.sha256()
     num_images = num_labelled = num_pixels = 0
@@ -256,8 +278,8 @@ def write_shard(
     counts = np.zeros(256, dtype=np.int64)
     sizes: dict[str, int] = {}
     schema = _SCHEMA.with_metadata({_FORMAT_KEY: shard_format})
-    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for name, image, label in samples:
+    with _HashedFile(aside) as file, pa.ipc.new_file(file, schema) as writer:
+        for name, image, label, *digests in samples:
             height, width = image.shape[:2]
             assert image.dtype == np.uint8, image.dtype
             assert image.shape == (height, width, 3), image.shape
@@ -270,21 +292,17 @@ def write_shard(
                 _one(None if label is None else _stored(label, shard_format), pa.large_binary()),
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
-            digest.update(f"{name}\0{height}\0{width}\0{label is not None}\0".encode())
-            digest.update(np.ascontiguousarray(image).data)
+            image_digest, label_digest = digests or (pixel_digest(image), pixel_digest(label))
+            digest.update(f"{name}\0{image_digest}\0{label_digest}\0".encode())
             histograms = np.reshape(Image.fromarray(image).histogram(), (3, 256))
             sums += histograms @ np.arange(256)
             square_sums += histograms @ np.arange(256) ** 2
             if label is not None:
-                digest.update(np.ascontiguousarray(label).data)
                 counts += Image.fromarray(label).histogram()
                 num_labelled += 1
             sizes[f"{height} x {width}"] = sizes.get(f"{height} x {width}", 0) + 1
             num_images += 1
             num_pixels += height * width
-    with aside.open("rb") as written:
-        file_digest = hashlib.file_digest(written, "sha256").hexdigest()
-        num_bytes = os.fstat(written.fileno()).st_size
     os.replace(aside, path)
     return ShardInfo(
         file=path.name,
@@ -297,9 +315,42 @@ def write_shard(
         sizes=sizes,
         digest=digest.hexdigest(),
         format=shard_format,
-        num_bytes=num_bytes,
-        file_digest=file_digest,
+        num_bytes=file.num_bytes,
+        file_digest=file.digest.hexdigest(),
     )
+
+
+class _HashedFile:
+    """A new file whose bytes are hashed on their way, so that nobody reads them again for that."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "_HashedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _stored(pixels: np.ndarray, shard_format: ShardFormat) -> bytes | np.ndarray:

@@ -5,7 +5,6 @@ label without a valid pixel, a picture that is also in the data it is measured a
 A warning does not: equal pictures with equal labels in one split, pictures that look alike (frames of one drive).
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
+from pspnet.store import pixel_digest
 from segfleet.sources import Pair, Source
 from segfleet.sources.files import refuse_undecodable
 
@@ -100,8 +100,8 @@ def check_pair(
         name=pair.name,
         image=pair.image,
         label=pair.label,
-        image_digest=_digest(image),
-        label_digest="" if train_ids is None else _digest(train_ids),
+        image_digest=pixel_digest(image),
+        label_digest=pixel_digest(train_ids),
         thumbnail=_thumbnail(image),
         class_counts=[*counts[: source.class_table.num_classes].tolist(), int(counts[IGNORE_INDEX])],
     )
@@ -269,12 +269,6 @@ def _likeness(item: PairFacts, other: PairFacts, kind: Kind, text: str) -> Findi
         text.replace("{here}", here).replace("{there}", there),
         (other.split, other.name),
     )
-
-
-def _digest(pixels: np.ndarray) -> str:
-    digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
 
 
 def _thumbnail(image: np.ndarray) -> str:

@@ -21,7 +21,7 @@ import ray
 
 from pspnet.errors import InputError
 from pspnet.manifest import MANIFEST_FILE, SELECTION, VIEWS, Manifest, ShardFormat, ShardInfo
-from pspnet.store import Store, publish_store, remove_store, write_shard
+from pspnet.store import Sample, Store, publish_store, remove_store, write_shard
 from segfleet.checks import Finding, PairFacts, check_pair, compare_pairs, from_json, to_json
 from segfleet.ingest_report import MAX_WARNINGS_ON_SCREEN, Report, table, write_report
 from segfleet.progress import tracked
@@ -317,7 +317,7 @@ def _write(source: Source, aside: Path, task: _Task) -> _Written:
     done = _read_note(note, task)
     if done is not None:
         return done
-    samples: list[tuple[str, np.ndarray, np.ndarray | None]] = []
+    samples: list[Sample] = []
     facts: list[PairFacts] = []
     problems: list[Finding] = []
     for pair in task.pairs:
@@ -326,8 +326,9 @@ def _write(source: Source, aside: Path, task: _Task) -> _Written:
         usable, found = check_pair(source, pair)
         problems += found
         if usable is not None:
-            samples.append((pair.name, *usable[:2]))
-            facts.append(usable[2])
+            image, label, of_pair = usable
+            samples.append(Sample(pair.name, image, label, of_pair.image_digest, of_pair.label_digest))
+            facts.append(of_pair)
     note.unlink(missing_ok=True)
     info = None
     if samples:
