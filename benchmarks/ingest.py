@@ -45,7 +45,7 @@ def main() -> None:
         "--cityscapes", type=Path, help="folder with leftImg8bit and gtFine; else drawn noise"
     )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="32 pairs, 1 round")
     parser.add_argument("--write", type=Path, help="file whose marked part is replaced")

@@ -30,9 +30,8 @@ _HARMLESS_CHUNKS = (
 )
 """Which change no pixel, and which Pillow does not apply either. EXIF turns pictures: eXIf is not among them."""
 
-_NUM_SLANTED = 16
-"""Rows whose filter is undone at once."""
-_NUM_LANES = _NUM_SLANTED * 3
+_NUM_LANES = 48
+"""Values that are computed at once: 16 rows of three colours, or 48 of grey."""
 
 
 def decode(content: bytes, *, max_pixels: int) -> np.ndarray | None:
@@ -97,104 +96,78 @@ def _ends(inflater: "isal_zlib.Decompress") -> bool:
         return False
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _paeth(left: Any, up: Any, corner: Any) -> Any:
-    """Return the neighbour that is nearest to left + up - corner (section 9.4)."""
-    to_left, to_up = abs(up - corner), abs(left - corner)
-    to_corner = abs(left + up - corner - corner)
-    best = up if to_up <= to_corner else corner
-    return left if to_left <= to_up and to_left <= to_corner else best
+def _unfilter_rows(channels: int) -> Any:
+    """Return the function that undoes filters for so many channels: known to the compiler, it is five times as fast."""
+
+    @njit(cache=True, nogil=True)
+    def unfilter_rows(raw: np.ndarray, above: np.ndarray, out: np.ndarray, slanted: np.ndarray) -> None:
+        """Undo the filters of some rows at once (section 9.2), each a pixel behind the one above it.
+
+        A pixel waits for its left neighbour, so that a row cannot be computed in parallel; a slanted line of pixels
+        can, a lane for each row and colour. `slanted` is room for them.
+        """
+        num_rows, width = len(raw), out.shape[1] // channels
+        is_sub, is_up = np.zeros(_NUM_LANES, np.int16), np.zeros(_NUM_LANES, np.int16)
+        is_average, is_paeth = np.zeros(_NUM_LANES, np.int16), np.zeros(_NUM_LANES, np.int16)
+        slanted[:] = 0  # before its first pixel a row computes with zeros, and gets zeros
+        for row in range(num_rows):
+            kind, lanes = raw[row, 0], slice(row * channels, (row + 1) * channels)
+            is_sub[lanes], is_up[lanes] = -(kind == 1), -(kind == 2)
+            is_average[lanes], is_paeth[lanes] = -(kind == 3), -(kind == 4)
+            for column in range(width):
+                for colour in range(channels):
+                    slanted[column + row, row * channels + colour] = raw[row, 1 + column * channels + colour]
+        # of the step before: what lies above the first row, then the lanes
+        before, now = np.zeros(_NUM_LANES + channels, np.int16), np.zeros(_NUM_LANES + channels, np.int16)
+        corners = np.zeros(_NUM_LANES, np.int16)
+        for step in range(width + num_rows - 1):
+            for colour in range(channels):
+                before[colour] = above[step * channels + colour] if step < width else 0
+            line = slanted[step]
+            for lane in range(_NUM_LANES):  # compiled to vector instructions: 16 bits, no branches
+                up, left, corner = before[lane], before[lane + channels], corners[lane]
+                to_left, to_up = abs(np.int16(up - corner)), abs(np.int16(left - corner))
+                to_corner = abs(np.int16(left + up - corner - corner))
+                nearest = up if to_up <= to_corner else corner
+                nearest = left if (to_left <= to_up) & (to_left <= to_corner) else nearest
+                average = np.int16(left + up) >> 1
+                predicted = (
+                    (left & is_sub[lane])
+                    | (up & is_up[lane])
+                    | (average & is_average[lane])
+                    | (nearest & is_paeth[lane])
+                )
+                value = np.int16((np.int16(line[lane]) + np.int16(predicted)) & 255)
+                now[lane + channels] = value
+                corners[lane] = up
+                line[lane] = np.uint8(value)
+            before, now = now, before
+        for row in range(num_rows):
+            for column in range(width):
+                for colour in range(channels):
+                    out[row, column * channels + colour] = slanted[column + row, row * channels + colour]
+
+    return unfilter_rows
 
 
-@njit(cache=True, nogil=True)
-def _add_paeth(line: np.ndarray, above: np.ndarray, out: np.ndarray, channels: int) -> None:
-    """Undo the filter that most photographs have, in one row."""
-    for column in range(len(line)):
-        up = np.int32(above[column])
-        left = np.int32(out[column - channels]) if column >= channels else np.int32(0)
-        corner = np.int32(above[column - channels]) if column >= channels else np.int32(0)
-        out[column] = np.uint8((np.int32(line[column]) + _paeth(left, up, corner)) & 255)
-
-
-@njit(cache=True, nogil=True)
-def _add_paeth_to_rows(rows: np.ndarray, above: np.ndarray, out: np.ndarray, slanted: np.ndarray) -> None:
-    """Undo that filter in up to `_NUM_SLANTED` rows of three colours at once, each a pixel behind the one above it.
-
-    A pixel waits for its left neighbour, so that a row cannot be computed in parallel; a slanted line of pixels can.
-    `slanted` is room of (width + _NUM_SLANTED, lanes), a lane for each row and colour.
-    """
-    num_rows, width = len(rows), rows.shape[1] // 3
-    slanted[:] = 0  # before its first pixel a row computes with zeros, and gets zeros
-    for row in range(num_rows):
-        for column in range(width):
-            for colour in range(3):
-                slanted[column + row, row * 3 + colour] = rows[row, column * 3 + colour]
-    # of the step before: what lies above the first row, then a lane for each row and colour
-    before, now = np.zeros(_NUM_LANES + 3, np.int16), np.zeros(_NUM_LANES + 3, np.int16)
-    corners = np.zeros(_NUM_LANES, np.int16)
-    for step in range(width + num_rows - 1):
-        if step < width:
-            for colour in range(3):
-                before[colour] = above[step * 3 + colour]
-        line = slanted[step]
-        for lane in range(_NUM_LANES):  # compiled to vector instructions: no branches, 16 bits
-            up, left, corner = before[lane], before[lane + 3], corners[lane]
-            to_left, to_up = abs(np.int16(up - corner)), abs(np.int16(left - corner))
-            to_corner = abs(np.int16(left + up - corner - corner))
-            nearest = up if to_up <= to_corner else corner
-            nearest = left if (to_left <= to_up) & (to_left <= to_corner) else nearest
-            value = np.int16((np.int16(line[lane]) + nearest) & 255)
-            now[lane + 3] = value
-            corners[lane] = up
-            line[lane] = np.uint8(value)
-        before, now = now, before
-    for row in range(num_rows):
-        for column in range(width):
-            for colour in range(3):
-                out[row, column * 3 + colour] = slanted[column + row, row * 3 + colour]
+_unfilter_grey, _unfilter_colour = _unfilter_rows(1), _unfilter_rows(3)
 
 
 @njit(cache=True, nogil=True)
 def _unfiltered(raw: np.ndarray, pixels: np.ndarray, channels: int) -> bool:
     """Undo the filter of each row; False for a filter that there is not."""
     height, length = pixels.shape
-    slanted = np.empty((length // 3 + _NUM_SLANTED, _NUM_LANES) if channels == 3 else (0, 0), np.uint8)
-    done = 0
+    at_once = _NUM_LANES // channels
+    slanted = np.empty((length // channels + at_once, _NUM_LANES), np.uint8)
+    above = np.zeros(length, np.uint8)
     for row in range(height):
-        if row < done:
-            continue
-        kind, line = raw[row, 0], raw[row, 1:]
-        out = pixels[row]
-        if kind == 0:
-            out[:] = line
-        elif kind == 1:
-            out[:channels] = line[:channels]
-            for column in range(channels, length):
-                out[column] = line[column] + out[column - channels]
-        elif kind == 2:
-            if row == 0:
-                out[:] = line
-            else:
-                above = pixels[row - 1]
-                for column in range(length):
-                    out[column] = line[column] + above[column]
-        elif kind == 3:
-            for column in range(length):
-                left = np.int32(out[column - channels]) if column >= channels else np.int32(0)
-                up = np.int32(pixels[row - 1, column]) if row else np.int32(0)
-                out[column] = line[column] + np.uint8((left + up) >> 1)
-        elif kind == 4:
-            if row == 0:  # the predictor is what lies to the left
-                out[:channels] = line[:channels]
-                for column in range(channels, length):
-                    out[column] = line[column] + out[column - channels]
-            elif channels == 3:
-                done = row + 1
-                while done < min(height, row + _NUM_SLANTED) and raw[done, 0] == 4:
-                    done += 1
-                _add_paeth_to_rows(raw[row:done, 1:], pixels[row - 1], pixels[row:done], slanted)
-            else:
-                _add_paeth(line, pixels[row - 1], out, channels)
-        else:
+        if raw[row, 0] > 4:
             return False
+    for start in range(0, height, at_once):
+        end = min(height, start + at_once)
+        if channels == 3:
+            _unfilter_colour(raw[start:end], above, pixels[start:end], slanted)
+        else:
+            _unfilter_grey(raw[start:end], above, pixels[start:end], slanted)
+        above = pixels[end - 1]
     return True
