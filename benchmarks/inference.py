@@ -125,7 +125,9 @@ def _options() -> argparse.Namespace:
 
 def _calibrated(network: PSPNet, pairs: list[Pair]) -> PSPNet:
     """Return the network with BatchNorm's statistics of two crops: random weights alone predict one class."""
-    crops = [normalised(image[300:429, 900:1029], MEAN, STD, "cpu") for image, _ in (pairs[0], pairs[-1])]
+    crops = [
+        normalised(image[300:429, 900:1029][None], MEAN, STD, "cpu") for image, _ in (pairs[0], pairs[-1])
+    ]
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -141,7 +143,7 @@ def _fit_classifier(network: PSPNet, pairs: list[Pair]) -> None:
     wanted = []
     with torch.no_grad():
         for image, label in (pairs[0], pairs[-1]):
-            network(normalised(image[300:557, 900:1157], MEAN, STD, "cpu"))
+            network(normalised(image[300:557, 900:1157][None], MEAN, STD, "cpu"))
             wanted.append(torch.tensor(label[300:557:8, 900:1157:8]).long())
     hook.remove()
     features, target = torch.cat(seen), torch.stack(wanted)

@@ -57,11 +57,23 @@ def predict(
             precision=precision,
         )
         return logits.argmax(0).to(torch.uint8).cpu().numpy()
+    return predict_batch(model, image[None], mean=mean, std=std, device=device, precision=precision)[0]
+
+
+def predict_batch(
+    model: PSPNet,
+    images: UInt8[np.ndarray, "n h w 3"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    precision: Precision = "fp32",
+) -> UInt8[np.ndarray, "n h w"]:
+    """Return the train id of each pixel of whole images of one size, in one pass of the network."""
     with _evaluating(model):
-        images = normalised(image, mean, std, device)
         with autocast(device, precision):
-            output = model(images, upsample=False)
-        return argmax_by_strips(output.logits, output.output_stride, *image.shape[:2])[0].cpu().numpy()
+            output = model(normalised(images, mean, std, device), upsample=False)
+        return argmax_by_strips(output.logits, output.output_stride, *images.shape[1:3]).cpu().numpy()
 
 
 def predict_logits(
@@ -98,7 +110,7 @@ def predict_logits(
         raise InputError(f"stride must be 1 to crop_size, which is {crop_size}, but got {stride}.")
     height, width = image.shape[:2]
     with _evaluating(model):
-        images = normalised(image, mean, std, device)
+        images = normalised(image[None], mean, std, device)
         if not flip and tuple(scales) == (1.0,) and crop_size is None:
             with autocast(device, precision):
                 return model(images).logits[0]
@@ -125,11 +137,14 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def normalised(
-    image: UInt8[np.ndarray, "h w 3"], mean: Sequence[float], std: Sequence[float], device: torch.device | str
-) -> Float[Tensor, "1 3 h w"]:
-    """Return the image as the network wants it."""
+    images: UInt8[np.ndarray, "n h w 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+) -> Float[Tensor, "n 3 h w"]:
+    """Return images as the network wants them."""
     # torch.tensor copies: the store's pixels are read-only, which from_numpy warns of.
-    pixels = torch.tensor(image, device=device).permute(2, 0, 1)[None]
+    pixels = torch.tensor(images, device=device).permute(0, 3, 1, 2)
     return normalise(pixels, mean, std).contiguous(memory_format=torch.channels_last)
 
 

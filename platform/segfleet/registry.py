@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.folding import for_prediction
-from pspnet.inference import Average, Precision, predict
+from pspnet.inference import Average, Precision, predict, predict_batch
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
 from segfleet import tracking
@@ -94,12 +94,7 @@ class SegmentationModel:
         precision: Precision = "fp32",
     ) -> np.ndarray:
         """Return the train id of each pixel of a uint8 image (h, w, 3); the options are those of `Views`."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(
-                f"An image must be uint8 of shape (height, width, 3), but got {image.dtype} of shape "
-                f"{image.shape}. "
-                "Convert it to RGB."
-            )
+        _check_image(image)
         return predict(
             self._predictor,
             image,
@@ -125,6 +120,29 @@ class SegmentationModel:
             average=views.average,
             precision=views.precision,
         )
+
+    def predict_batch(self, images: Sequence[np.ndarray], views: Views | None = None) -> list[np.ndarray]:
+        """Return what `predict_as` does for each image; whole images of one size go through the network together."""
+        views = views or Views()
+        is_whole = not views.flip and views.scales == (1.0,) and not views.window
+        sizes = [image.shape for image in images]
+        if not is_whole or len(set(sizes)) == len(sizes):
+            return [self.predict_as(image, views) for image in images]
+        found: dict[int, np.ndarray] = {}
+        for size in dict.fromkeys(sizes):
+            members = [index for index, other in enumerate(sizes) if other == size]
+            for image in (images[index] for index in members):
+                _check_image(image)
+            train_ids = predict_batch(
+                self._predictor,
+                np.stack([images[index] for index in members]),
+                mean=self.mean,
+                std=self.std,
+                device=self.device,
+                precision=views.precision,
+            )
+            found |= dict(zip(members, train_ids, strict=True))
+        return [found[index] for index in range(len(images))]
 
     @functools.cached_property
     def _predictor(self) -> PSPNet:
@@ -429,13 +447,21 @@ class PyfuncModel:
         """Return train ids, uint8 (h, w) or (n, h, w)."""
         images = np.asarray(model_input)
         if images.ndim == 4:
-            return np.stack([self.model.predict(image) for image in images])
+            return np.stack(self.model.predict_batch(list(images)))
         return self.model.predict(images)
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     """Load what `register` saved; MLflow finds this function by its name."""
     return PyfuncModel(load_package(path))
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"An image must be uint8 of shape (height, width, 3), but got {image.dtype} of shape {image.shape}. "
+            "Convert it to RGB."
+        )
 
 
 def _validation_scores(state: Mapping[str, Any]) -> Scores | None:

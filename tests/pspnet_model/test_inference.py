@@ -73,7 +73,7 @@ def test_scales_average_the_softmax_of_the_resized_images(model: PSPNet) -> None
     expected = torch.zeros(5, 40, 57)
     with torch.no_grad():
         for size in ((40, 57), (20, 28)):
-            pixels = functional.interpolate(normalised(image, MEAN, STD, "cpu"), size, mode="bilinear")
+            pixels = functional.interpolate(normalised(image[None], MEAN, STD, "cpu"), size, mode="bilinear")
             scores = model(pixels).logits.softmax(1)
             expected += functional.interpolate(scores, (40, 57), mode="bilinear")[0] / 2
     logits = predict_logits(model, image, **HOW, scales=(1.0, 0.5))
@@ -83,7 +83,7 @@ def test_scales_average_the_softmax_of_the_resized_images(model: PSPNet) -> None
 def test_a_window_larger_than_the_image_is_the_image_continued_with_the_mean(model: PSPNet) -> None:
     image = image_of(20, 33)
     continued = torch.zeros(1, 3, 41, 41)
-    continued[:, :, 10:30, 4:37] = normalised(image, MEAN, STD, "cpu")
+    continued[:, :, 10:30, 4:37] = normalised(image[None], MEAN, STD, "cpu")
     with torch.no_grad():
         expected = model(continued).logits.softmax(1)[0, :, 10:30, 4:37]
     torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=41).softmax(0), expected)
@@ -121,7 +121,7 @@ def test_windows_that_average_logits_are_mmsegmentations(
                 count[:, :, y1:y2, x1:x2] += 1
         return (total / count).softmax(1)
 
-    pixels = normalised(image, MEAN, STD, "cpu")
+    pixels = normalised(image[None], MEAN, STD, "cpu")
     expected = (slide_inference(pixels) + slide_inference(pixels.flip(3)).flip(3))[0] / 2
     ours = predict_logits(model, image, **HOW, crop_size=33, stride=stride, average="logits", flip=True)
     torch.testing.assert_close(ours.softmax(0), expected)

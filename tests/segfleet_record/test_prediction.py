@@ -4,12 +4,14 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from pspnet.errors import InputError
-from segfleet.prediction import output_names, predict_folder, read_picture
+from segfleet.frames import output_names, read_picture
+from segfleet.prediction import area_table, predict_pictures
 from segfleet.protocol import Views
 from segfleet.registry import SegmentationModel, load_package, package_model
 
@@ -22,6 +24,17 @@ def model(
     folder = tmp_path_factory.mktemp("predicting")
     checkpoint = write_checkpoint(folder / "epoch_0001", favourite=1)
     return load_package(package_model(checkpoint, folder / "package"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def thinking_model(
+    write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> SegmentationModel:
+    """A model of random weights."""
+    folder = tmp_path_factory.mktemp("predicting")
+    return load_package(
+        package_model(write_checkpoint(folder / "epoch_0001"), folder / "package"), device="cpu"
+    )
 
 
 @pytest.fixture
@@ -40,7 +53,7 @@ def test_every_picture_gets_a_label_of_ids_an_overlay_and_areas(
     model: SegmentationModel, pictures: Path, tmp_path: Path, images: list[np.ndarray]
 ) -> None:
     out = tmp_path / "out"
-    report = predict_folder(model, pictures, out)
+    report = predict_pictures(model, pictures, out)
     assert report.unreadable == []
     names = ["a", "b", "grey", "more/c"]
     assert [str(path.relative_to(out)) for path in report.label_paths] == [f"{n}_label.png" for n in names]
@@ -60,8 +73,8 @@ def test_every_picture_gets_a_label_of_ids_an_overlay_and_areas(
 
 
 def test_a_second_call_reads_no_result_of_the_first(model: SegmentationModel, pictures: Path) -> None:
-    first = predict_folder(model, pictures, pictures / "out")
-    second = predict_folder(model, pictures, pictures / "out")
+    first = predict_pictures(model, pictures, pictures / "out")
+    second = predict_pictures(model, pictures, pictures / "out")
     assert first.label_paths == second.label_paths
 
 
@@ -72,7 +85,7 @@ def test_pictures_that_cannot_be_read_are_named_and_skipped(
     (pictures / "cut.png").write_bytes(content[: len(content) // 2])
     (pictures / "empty.jpg").touch()
     (pictures / "text.png").write_text("no picture at all")
-    report = predict_folder(model, pictures, tmp_path / "out")
+    report = predict_pictures(model, pictures, tmp_path / "out")
     assert [path.name for path, _ in report.unreadable] == ["cut.png", "empty.jpg", "text.png"]
     assert len(report.label_paths) == 4
 
@@ -80,7 +93,7 @@ def test_pictures_that_cannot_be_read_are_named_and_skipped(
 def test_a_folder_of_which_nothing_can_be_read_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     with pytest.raises(InputError, match=r"none of the 1 in .* is; bad\.png"):
-        predict_folder(model, tmp_path, tmp_path / "out")
+        predict_pictures(model, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -88,16 +101,16 @@ def test_inputs_that_make_no_sense_are_refused(
     model: SegmentationModel, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="nothing at"):
-        predict_folder(model, tmp_path / "absent", tmp_path / "out")
+        predict_pictures(model, tmp_path / "absent", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has none"):
-        predict_folder(model, tmp_path / "empty", tmp_path / "out")
+        predict_pictures(model, tmp_path / "empty", tmp_path / "out")
     with pytest.raises(InputError, match="another folder than --input"):
-        predict_folder(model, pictures, pictures)
+        predict_pictures(model, pictures, pictures)
 
 
 def test_one_picture_is_a_folder_of_one(model: SegmentationModel, pictures: Path, tmp_path: Path) -> None:
-    report = predict_folder(model, pictures / "a.png", tmp_path / "out")
+    report = predict_pictures(model, pictures / "a.png", tmp_path / "out")
     assert [path.name for path in report.label_paths] == ["a_label.png"]
 
 
@@ -120,8 +133,81 @@ def test_pictures_of_one_stem_do_not_overwrite_each_other() -> None:
     assert [str(name) for name in names.values()] == ["a.png", "a.jpg", "b"]
 
 
+def test_a_pattern_chooses_pictures_and_names_them_below_its_first_wildcard(
+    model: SegmentationModel, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "more" / "deep").mkdir()
+    (pictures / "a.png").rename(pictures / "more" / "deep" / "a.png")
+    report = predict_pictures(model, f"{pictures}/mo*/**/*[ac].*", tmp_path / "out")
+    names = [str(path.relative_to(tmp_path / "out")) for path in report.label_paths]
+    assert names == ["more/c_label.png", "more/deep/a_label.png"]
+    with pytest.raises(InputError, match=r"no such file is .*x\*\.png"):
+        predict_pictures(model, f"{pictures}/x*.png", tmp_path / "out")
+
+
+def test_frames_of_a_video_are_segmented_and_a_damaged_one_as_far_as_it_goes(
+    model: SegmentationModel, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    write_video(folder / "drive.mp4", num_frames=7)
+    content = (folder / "drive.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "text.avi").write_text("no video at all")
+    report = predict_pictures(model, folder, out, every=3)
+    names = [str(path.relative_to(out)) for path in report.label_paths]
+    assert names == [f"drive/frame_{number:06d}_label.png" for number in (0, 3, 6)]
+    assert [path.name for path, _ in report.unreadable] == ["cut.mp4", "text.avi"]
+    with Image.open(out / "drive/frame_000003_label.png") as label:
+        assert label.size == (64, 48)
+
+
+def write_video(path: Path, *, num_frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(num_frames):
+            pixels = np.full((48, 64, 3), 30 * number, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 16])
+def test_a_batch_of_unlike_sizes_is_segmented_as_one_by_one(
+    thinking_model: SegmentationModel, images: list[np.ndarray], tmp_path: Path, batch_size: int
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, index in enumerate((0, 1, 0, 2, 1, 0)):
+        Image.fromarray(np.roll(images[index], 9 * number, axis=1)).save(folder / f"{number}.png")
+    (folder / "4b.png").write_text("no picture")
+    one = predict_pictures(thinking_model, folder, tmp_path / "one")
+    batch = predict_pictures(thinking_model, folder, tmp_path / "batch", batch_size=batch_size)
+    assert [path.name for path in one.label_paths] == [path.name for path in batch.label_paths]
+    assert [path for path, _ in one.unreadable] == [path for path, _ in batch.unreadable] != []
+    num_pixels = num_equal = 0
+    for first, second in zip(one.label_paths, batch.label_paths, strict=True):
+        with Image.open(first) as a, Image.open(second) as b:
+            assert a.size == b.size
+            num_pixels += np.asarray(a).size
+            num_equal += int((np.asarray(a) == np.asarray(b)).sum())
+    assert num_equal / num_pixels > 1 - 1e-3  # where two classes are as likely, rounding decides
+    assert len(np.unique(np.concatenate([np.asarray(Image.open(p)).ravel() for p in one.label_paths]))) > 1
+
+
+def test_the_areas_of_all_pictures_add_up(
+    thinking_model: SegmentationModel, pictures: Path, tmp_path: Path
+) -> None:
+    report = predict_pictures(thinking_model, pictures, tmp_path / "out", batch_size=4)
+    assert report.areas_path is not None
+    with report.areas_path.open() as file:
+        assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == report.pixels.sum()
+    lines = area_table(report, thinking_model.class_table).splitlines()
+    assert sum(float(line.split()[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.05)
+
+
 def test_windows_and_flip_see_every_pixel(model: SegmentationModel, pictures: Path, tmp_path: Path) -> None:
-    report = predict_folder(
+    report = predict_pictures(
         model, pictures, tmp_path / "out", views=Views(window=33, flip=True, scales=(0.5, 1.0))
     )
     assert len(report.label_paths) == 4

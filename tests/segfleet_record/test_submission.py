@@ -14,7 +14,7 @@ from pspnet.labels import CITYSCAPES, NYUV2_40, ClassTable
 from pspnet.metrics import ConfusionMatrix
 from pspnet.store import Store, publish_store, write_shard
 from segfleet.evaluation import evaluate_model, write_evaluation
-from segfleet.prediction import predict_folder
+from segfleet.prediction import predict_pictures
 from segfleet.protocol import Protocol, ViewOptions
 from segfleet.registry import SegmentationModel, load_package, package_model
 from segfleet.sources.cityscapes import cityscapes_source
@@ -140,6 +140,6 @@ def test_rooms_are_refused_as_a_submission_and_work_in_all_other_ways(
     pictures.mkdir()
     Image.fromarray(rooms[0][1]).save(pictures / "room.png")
     views = ViewOptions(protocol="semseg").views(33)
-    assert len(predict_folder(model, pictures, tmp_path / "out", views=views).label_paths) == 1
+    assert len(predict_pictures(model, pictures, tmp_path / "out", views=views).label_paths) == 1
     with pytest.raises(InputError, match="Cityscapes' 19 classes, but this one's are those of 'nyuv2_40'"):
         write_submission(model, store, protocol, tmp_path / "submission")
