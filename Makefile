@@ -8,7 +8,7 @@ SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow check format bench-data bench-inference
+.PHONY: help install demo demo-stop test test-slow check format bench-data bench-inference bench-search
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -19,6 +19,7 @@ help:
 	@echo "make format     put the code into the form that make check wants"
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
 	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
+	@echo "make bench-search what a trial and a search cost; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
 install: $(INSTALLED)
@@ -64,3 +65,8 @@ bench-inference: install
 	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/inference.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
+
+bench-search: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/trial_overhead.py --write benchmarks/README.md
+	$(BIN)/python benchmarks/search_efficiency.py --write benchmarks/README.md
