@@ -123,6 +123,8 @@ def ensure_ray(folder: Path, *, num_cpus: int) -> Service:
             # Without it Ray takes another address of the host for the node and listens on all of them.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         },
+        # It takes no job before its agent answers, which on a busy machine is long after itself.
+        f"http://{HOST}:{agent_port}/api/local_raylet_healthz",
     )
 
 
@@ -237,8 +239,10 @@ def local_environment(changes: Mapping[str, str]) -> dict[str, str]:
     return environment | dict(changes)
 
 
-def _start(folder: Path, service: Service, command: Sequence[str], environment: Mapping[str, str]) -> Service:
-    """Start `command`, record it and return it once it answers; what does not come up is ended again."""
+def _start(
+    folder: Path, service: Service, command: Sequence[str], environment: Mapping[str, str], *others: str
+) -> Service:
+    """Start `command`, record it and return it once it and `others`, addresses, answer; else it is ended again."""
     log_path = folder / f"{service.name}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -254,7 +258,7 @@ def _start(folder: Path, service: Service, command: Sequence[str], environment: 
     _record(folder, [*(other for other in recorded(folder) if other.name != service.name), service])
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        if answers(_probe(service), token=service.token):
+        if all(answers(url, token=service.token) for url in (_probe(service), *others)):
             process.returncode = 0  # it outlives us: Python need not warn that nobody waits for it
             return service
         time.sleep(0.3)
