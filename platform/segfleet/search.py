@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from pspnet.errors import InputError
 from pspnet.pictures import panel
+from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, groups, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
@@ -90,7 +91,7 @@ def run_search(config: SearchConfig) -> SearchResult:
         trainer.check_data(config.training)
         config = split_for_trials(config, trainer.open_store(config.training))
         training = config.training
-        for crop_size in sorted(config.space.crop_sizes):
+        for crop_size in sorted(config.space.crop_sizes, key=sides):
             store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
         tracking_uri = tracking.resolve_uri(training.tracking)
         tracking.check_server(tracking_uri)

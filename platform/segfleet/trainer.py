@@ -25,6 +25,7 @@ from pspnet.data import num_iterations
 from pspnet.errors import InputError
 from pspnet.metrics import constant_miou
 from pspnet.model import refuse_single_values
+from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, registry, tracking
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
@@ -309,7 +310,7 @@ def check_data(config: TrainingConfig) -> Store:
         config.schedule.max_iterations_per_epoch,
     )
     largest = manifest.largest_side(data.train_split)
-    if data.crop_size > largest * data.max_scale:
+    if max(sides(data.crop_size)) > largest * data.max_scale:
         below = max(33, (int(largest * data.max_scale) - 1) // 8 * 8 + 1)
         raise InputError(
             f"data.crop_size must fit into the largest training image at data.max_scale ({largest} pixels x "

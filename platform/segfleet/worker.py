@@ -46,6 +46,7 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.published import load_network_weights
 from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
+from pspnet.sizes import sides
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
@@ -376,7 +377,7 @@ class Training:
         return {
             "epoch": epochs_done,
             "iteration": iteration,
-            "pixels_seen": iteration * batch * crop_size**2,
+            "pixels_seen": iteration * batch * math.prod(sides(crop_size)),
             "loss": stats.loss,
             "main_loss": stats.main_loss,
             "aux_loss": stats.aux_loss,
