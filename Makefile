@@ -8,7 +8,7 @@ SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow check format bench-data bench-inference
+.PHONY: help install demo demo-stop test test-slow check format bench-data bench-model bench-inference
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -18,6 +18,7 @@ help:
 	@echo "make check      format, lint, types, import contracts, fast tests"
 	@echo "make format     put the code into the form that make check wants"
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
+	@echo "make bench-model how fast a training step is; writes benchmarks/README.md"
 	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
@@ -59,6 +60,11 @@ bench-data: install
 	$(BIN)/python benchmarks/data_path.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 	$(BIN)/python benchmarks/ingest.py --write benchmarks/README.md $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES))
+
+bench-model: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/model_step.py --write benchmarks/README.md \
+	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 
 bench-inference: install
 	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
