@@ -8,7 +8,7 @@ SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow check format bench-data bench-model bench-inference
+.PHONY: help install demo demo-stop test test-slow check format bench-data bench-model bench-inference bench-overhead
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
 	@echo "make bench-model how fast a training step is; writes benchmarks/README.md"
 	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
+	@echo "make bench-overhead what Ray costs a training step; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
 install: $(INSTALLED)
@@ -70,3 +71,7 @@ bench-inference: install
 	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/inference.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
+
+bench-overhead: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/overhead.py --write benchmarks/README.md

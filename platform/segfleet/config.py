@@ -390,6 +390,14 @@ class WorkersConfig:
     compile: bool = False
     """Training steps are compiled by torch.compile, which takes a minute or more at the first one."""
 
+    memory_gib: float = 0.0
+    """Memory that a worker may take, in GiB: schedule.accumulation_steps rises until a step is predicted to fit, so
+    that the global batch stays, and what cannot fit is refused before it begins; 0 predicts nothing."""
+
+    memory_fit: tuple[float, ...] = (1.0, 0.0)
+    """A step takes the first times the counted bytes of its tensors and the second in GiB, as jobs/predict_memory.py
+    measures it on a GPU."""
+
     max_failures: int = 2
     """How often Ray Train restarts the group from the last checkpoint after a worker died."""
 
@@ -400,6 +408,15 @@ class WorkersConfig:
         _require(
             self.max_failures >= 0,
             f"workers.max_failures must be 0 or more, but got {self.max_failures}. 0 never restarts.",
+        )
+        _require(
+            math.isfinite(self.memory_gib) and self.memory_gib >= 0,
+            f"workers.memory_gib must be 0 or a positive number, but got {self.memory_gib}. 0 predicts nothing.",
+        )
+        _require(
+            len(self.memory_fit) == 2 and self.memory_fit[0] > 0 and self.memory_fit[1] >= 0,
+            f"workers.memory_fit must be a factor above 0 and GiB of 0 or more, but got {self.memory_fit}. "
+            "1 0 takes the counted bytes as they are.",
         )
         _require(
             self.precision != "fp16" or self.use_gpu,

@@ -27,6 +27,7 @@ from pspnet.store import Store
 from segfleet import cluster, groups, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
 from segfleet.final_score import final_protocol, final_scores, split_for_trials
+from segfleet.memory import fitted
 from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
 from segfleet.scores import Scores
 from segfleet.search_report import draw_study, leaderboard_table
@@ -352,6 +353,7 @@ class _Execution:
                 self._config.training,
                 {**proposal.changes, "tracking.run_name": name, "tracking.registered_model_name": ""},
             )
+            fitted(config, self._store.class_table.num_classes)
         except InputError as error:  # settings that are possible one by one, but not together
             self._study.finish(number, "refused", str(error))
             print(f"trial {number} refused: {error}", flush=True)

@@ -30,6 +30,7 @@ from pspnet.store import Store
 from segfleet import cluster, registry, tracking
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig, digest, flat, override, to_json
+from segfleet.memory import fitted
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.worker import (
     PANEL_FILE,
@@ -317,6 +318,7 @@ def check_data(config: TrainingConfig) -> Store:
             f"{data.max_scale}), but got {data.crop_size}. At most {below} does."
         )
     new_cross_entropy(config, store)
+    config = fitted(config, store.class_table.num_classes)
     model = new_model(config, store.class_table.num_classes)
     is_ddp_on_gpus = config.workers.use_gpu and config.workers.num_workers > 1
     if not is_ddp_on_gpus or config.model.norm == "batch":  # others use SyncBatchNorm
