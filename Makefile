@@ -8,7 +8,8 @@ SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow check format bench-data bench-inference bench-search
+.PHONY: help install demo demo-stop test test-slow check format
+.PHONY: bench-data bench-model bench-inference bench-overhead bench-search
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -18,8 +19,10 @@ help:
 	@echo "make check      format, lint, types, import contracts, fast tests"
 	@echo "make format     put the code into the form that make check wants"
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
+	@echo "make bench-model how fast a training step is; writes benchmarks/README.md"
 	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
 	@echo "make bench-search what a trial and a search cost; writes benchmarks/README.md"
+	@echo "make bench-overhead what Ray costs a training step; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
 install: $(INSTALLED)
@@ -61,6 +64,11 @@ bench-data: install
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 	$(BIN)/python benchmarks/ingest.py --write benchmarks/README.md $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES))
 
+bench-model: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/model_step.py --write benchmarks/README.md \
+	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
+
 bench-inference: install
 	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/inference.py --write benchmarks/README.md \
@@ -70,3 +78,7 @@ bench-search: install
 	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/trial_overhead.py --write benchmarks/README.md
 	$(BIN)/python benchmarks/search_efficiency.py --write benchmarks/README.md
+
+bench-overhead: install
+	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/overhead.py --write benchmarks/README.md

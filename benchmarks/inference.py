@@ -10,7 +10,6 @@ JSON.
 """
 
 import argparse
-import importlib
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from reference_networks import reference_network
 from reporting import Pair, cell, pictures, pin_to_one_core, versions, write_between
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,10 +64,10 @@ def main() -> None:
     backbone = "resnet18" if options.quick else "resnet50"
     network = _calibrated(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs)
     _fit_classifier(network, pairs)
-    reference, what = _reference(network, None if options.quick else options.semseg)
+    reference, what = reference_network(network, None if options.quick else options.semseg)
     folded = for_prediction(network, "cpu")
     ways: dict[str, Way] = {
-        "reference": _way_of(reference),
+        "reference": _way_of(reference.eval()),
         "plain": lambda image: predict(network, image, **HOW),
         "fp32": lambda image: predict(folded, image, **HOW),
         "bf16": lambda image: predict(folded, image, **HOW, precision="bf16"),
@@ -153,56 +153,6 @@ def _fit_classifier(network: PSPNet, pairs: list[Pair]) -> None:
         logits = network.head.classifier(features)
         functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX).backward()
         optimizer.step()
-
-
-class Plain(nn.Module):
-    """The same layers as the paper and semseg compute them: four pools, one concatenation, whole logits."""
-
-    def __init__(self, network: PSPNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits for each pixel."""
-        head = self.network.head
-        features = self.network.backbone(images).stage4
-        seen = [features]
-        for size, branch in zip(head.bin_sizes, head.branches, strict=True):
-            grid = branch(functional.adaptive_avg_pool2d(features, size))
-            seen.append(functional.interpolate(grid, features.shape[2:], mode="bilinear", align_corners=True))
-        x = functional.relu(head.norm(head.conv(torch.cat(seen, 1))), inplace=True)
-        logits = head.classifier(head.dropout(x))
-        return functional.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=True)
-
-
-def _reference(network: PSPNet, semseg: Path | None) -> tuple[nn.Module, str]:
-    """Return what is compared with, with the network's weights, and what it is."""
-    if semseg is None:
-        return Plain(network).eval(), "our own layers, computed as the paper states them (no --semseg)"
-    sys.path.insert(0, str(semseg))
-    theirs = importlib.import_module("model.pspnet").PSPNet(layers=50, classes=NUM_CLASSES, pretrained=False)
-    theirs.load_state_dict(
-        {
-            _their_name(name): tensor
-            for name, tensor in network.state_dict().items()
-            if "aux_head" not in name
-        },
-        strict=False,
-    )
-    return theirs.eval(), "semseg's model/pspnet.py with the same weights"
-
-
-def _their_name(name: str) -> str:
-    """Return semseg's name of a tensor of ours."""
-    part, _, rest = name.partition(".")
-    layer, _, tail = rest.partition(".")
-    if part == "backbone":
-        stem = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
-        return f"layer0.{stem[layer]}.{tail}" if layer in stem else rest
-    if layer == "branches":
-        number, at, which = tail.split(".")
-        return f"ppm.features.{number}.{int(at) + 1}.{which}"
-    return f"cls.{ {'conv': 0, 'norm': 1, 'classifier': 4}[layer] }.{tail}"
 
 
 def _way_of(network: nn.Module) -> Way:

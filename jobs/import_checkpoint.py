@@ -25,7 +25,7 @@ class Options:
     classes: str = "cityscapes"
     """What it was trained on: cityscapes, nyuv2_40, nyuv2_13, or a classes.csv in the order of its logits."""
 
-    crop_size: int = 713
+    crop_size: int | str = 713
     """Side of the crops it was trained on (semseg 713, mmsegmentation 769)."""
 
     bin_sizes: tuple[int, ...] = (1, 2, 3, 6)

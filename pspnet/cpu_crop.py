@@ -2,7 +2,7 @@
 
 Numba compiles the loops when they are first called and keeps the result beside this file, or in the user's cache.
 
-Axes: h w pixels of the window, s pixels of the crop's side; colours interleaved throughout.
+Axes: h w pixels of the window, ch cw pixels of the crop; colours interleaved throughout.
 """
 
 import math
@@ -33,7 +33,8 @@ def crop_into(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Write a sample's normalised crop to `image`, float32 (s, s, 3), and its train ids to `label`, int64 (s, s).
+    """Write a sample's normalised crop to `image`, float32 (ch, cw, 3), and its train ids to `label`, int64
+    (ch, cw).
 
     `window`, uint8 (3, h, w) in the memory order (h, w, 3), and `target`, uint8 (h, w), are the sample's source
     window.
@@ -45,14 +46,15 @@ def crop_into(
         std, outside = (1.0,) * len(std), np.int64(OUTSIDE)
     scale = (1 / np.asarray(std, dtype=np.float64)).astype(np.float32)
     offset = (np.asarray(mean, dtype=np.float64) / std).astype(np.float32)
+    height, width = out_ids.shape
     crop = np.empty_like(out) if sample.blur_sigma else out
     if sample.angle:
-        vertical, horizontal = _turn(sample, len(label))
+        vertical, horizontal = _turn(sample, height, width)
         _turned(crop, out_ids, pixels, ids, vertical, horizontal, scale, offset, outside)
     else:
-        area = source_window(sample, len(label))
-        down = Axis(sample.top, len(label), sample.size[0], sample.scaled_size[0], area.top)
-        across = Axis(sample.left, len(label), sample.size[1], sample.scaled_size[1], area.left)
+        area = source_window(sample, (height, width))
+        down = Axis(sample.top, height, sample.size[0], sample.scaled_size[0], area.top)
+        across = Axis(sample.left, width, sample.size[1], sample.scaled_size[1], area.left)
         if sample.flip:
             across = across.reversed()
         _upright(
@@ -78,23 +80,24 @@ def _tables(axis: Axis, extent: int) -> tuple[np.ndarray, ...]:
     return (axis.is_inside, axis.weight, *places)
 
 
-def _turn(sample: Sample, size: int) -> tuple[Any, ...]:
+def _turn(sample: Sample, height: int, width: int) -> tuple[Any, ...]:
     """Return what a turned crop is read by, rows of the source before its columns, in fixed point.
 
     The place of row y and column x of the crop in the window is the first number, and y times the second, and x times
     the third; it lies in the image from minus the fourth up to the fifth.
     """
-    area = source_window(sample, size)
-    centre = (size - 1) / 2
+    area = source_window(sample, (height, width))
+    centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
     cosine, sine = math.cos(math.radians(sample.angle)), math.sin(math.radians(sample.angle))
     found = []
-    for down, across, place, extent, scaled, begin in (
-        (cosine, -sine, sample.top, sample.size[0], sample.scaled_size[0], area.top),
-        (sine, cosine, sample.left, sample.size[1], sample.scaled_size[1], area.left),
+    for down, across, centre, place, extent, scaled, begin in (
+        (cosine, -sine, centre_y, sample.top, sample.size[0], sample.scaled_size[0], area.top),
+        (sine, cosine, centre_x, sample.left, sample.size[1], sample.scaled_size[1], area.left),
     ):
         ratio = extent / scaled
         along = -across if sample.flip else across
-        start = (centre * (1 - down - along) + place + 0.5) * ratio - begin
+        to_corner = 1 - down * (centre_y / centre) - along * (centre_x / centre)
+        start = (centre * to_corner + place + 0.5) * ratio - begin
         found.append(
             tuple(
                 round(value * _ONE) for value in (start, down * ratio, along * ratio, begin, extent - begin)
@@ -106,13 +109,14 @@ def _turn(sample: Sample, size: int) -> tuple[Any, ...]:
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _upright(out, out_ids, pixels, ids, down, across, scale, offset, outside):  # type: ignore[no-untyped-def]
     """Resize rows, then columns, each as a weighted sum of two neighbours."""
-    size, width = out.shape[0], pixels.shape[1]
+    num_rows, num_columns = out_ids.shape
+    width = pixels.shape[1]
     is_row, row_weight, low, high, nearest_row = down
     is_column, column_weight, left, right, nearest_column = across
     line = np.empty((width, 3), dtype=np.float32)
-    for y in range(size):
+    for y in range(num_rows):
         if not is_row[y]:
-            for x in range(size):
+            for x in range(num_columns):
                 for channel in range(3):
                     out[y, x, channel] = 0
                 out_ids[y, x] = outside
@@ -124,7 +128,7 @@ def _upright(out, out_ids, pixels, ids, down, across, scale, offset, outside):  
                 value += weight * (np.float32(below[x, channel]) - value)
                 line[x, channel] = value * scale[channel] - offset[channel]
         row = ids[nearest_row[y]]
-        for x in range(size):
+        for x in range(num_columns):
             if is_column[x]:
                 weight = column_weight[x]
                 for channel in range(3):
@@ -140,13 +144,13 @@ def _upright(out, out_ids, pixels, ids, down, across, scale, offset, outside):  
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _turned(out, out_ids, pixels, ids, vertical, horizontal, scale, offset, outside):  # type: ignore[no-untyped-def]
     """Turn the crop about its centre: every pixel is read where it comes from."""
-    size = out.shape[0]
+    num_rows, num_columns = out_ids.shape
     start_y, down_y, across_y, before_y, after_y = vertical
     start_x, down_x, across_x, before_x, after_x = horizontal
     last_y, last_x = ids.shape[0] - 1, ids.shape[1] - 1
-    for row in range(size):
+    for row in range(num_rows):
         place_y, place_x = start_y + row * down_y, start_x + row * down_x
-        for column in range(size):
+        for column in range(num_columns):
             y, x = place_y + column * across_y, place_x + column * across_x
             if not (-before_y < y < after_y and -before_x < x < after_x):
                 for channel in range(3):
@@ -176,8 +180,7 @@ def _turned(out, out_ids, pixels, ids, vertical, horizontal, scale, offset, outs
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _blur(out, image, taps):  # type: ignore[no-untyped-def]
     """Blur along columns, then along rows, reflected at the border."""
-    size = image.shape[0]
-    length = 3 * size
+    size, length = image.shape[0], 3 * image.shape[1]
     pixels, result = image.reshape(size, length), out.reshape(size, length)
     line = np.empty(length + 12, dtype=np.float32)
     for y in range(size):

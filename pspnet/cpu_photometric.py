@@ -1,6 +1,6 @@
 """`photometric.distort` and the normalisation of a crop on a CPU: the same numbers, by a compiled loop.
 
-Axes: s pixels of the crop's side; colours interleaved.
+Axes: h w pixels of the crop; colours interleaved.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ def distort_into(
 ) -> None:
     """Distort and normalise a crop in place.
 
-    `image`, float32 (s, s, 3), is grey levels - mean; where `train_ids`, int64 (s, s), is OUTSIDE it is but normalised,
+    `image`, float32 (h, w, 3), is grey levels - mean; where `train_ids`, int64 (h, w), is OUTSIDE it is but normalised,
     and the id becomes IGNORE_INDEX.
     """
     contrast = np.float32(1 if steps.contrast is None else steps.contrast)
     _distort(
         image,
         train_ids,
-        np.tile(np.asarray(mean, dtype=np.float32), len(image)),
-        np.tile((1 / np.asarray(std, dtype=np.float64)).astype(np.float32), len(image)),
+        np.tile(np.asarray(mean, dtype=np.float32), image.shape[1]),
+        np.tile((1 / np.asarray(std, dtype=np.float64)).astype(np.float32), image.shape[1]),
         np.float32(steps.brightness or 0),
         contrast if steps.is_contrast_first else _ONE,
         steps.saturation is not None,
@@ -68,10 +68,10 @@ def _distort(  # type: ignore[no-untyped-def]
     """Go row by row, without a branch for a pixel of the image, so that the loops become vector code."""
     size = image.shape[1]
     length = 3 * size
-    rows = image.reshape(size, length)
+    rows = image.reshape(len(image), length)
     levels = np.empty(length, np.float32)
     red, green, blue = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    for y in range(size):
+    for y in range(len(image)):
         row, ids = rows[y], train_ids[y]
         for x in range(length):
             levels[x] = _cut(_cut(_cut(row[x] + mean[x] + _HALF) + brightness) * first_contrast)

@@ -21,6 +21,7 @@ from torch import Tensor
 from pspnet.errors import InputError
 from pspnet.photometric import draw_photometric
 from pspnet.sampling import ClassUniform, draw_focus, place_window, random_offset, require_label
+from pspnet.sizes import Size
 from pspnet.store import Split
 from pspnet.transforms import BLUR_SIGMA, Sample, Window, source_window
 
@@ -77,7 +78,7 @@ def draw_sample(
     position: int,
     index: int,
     size: tuple[int, int],
-    crop_size: int,
+    crop_size: Size,
     min_scale: float,
     max_scale: float,
     flip_probability: float,
@@ -132,7 +133,7 @@ def train_batches(
     rank: int,
     world_size: int,
     global_batch_size: int,
-    crop_size: int,
+    crop_size: Size,
     min_scale: float,
     max_scale: float,
     flip_probability: float,
@@ -210,7 +211,7 @@ def shard_indices(num_images: int, rank: int, world_size: int) -> range:
     return range(rank, num_images, world_size)
 
 
-def _read_batch(split: Split, samples: list[Sample], crop_size: int) -> Batch:
+def _read_batch(split: Split, samples: list[Sample], crop_size: Size) -> Batch:
     areas = [source_window(sample, crop_size) for sample in samples]
     memory = _new_memory(sum(4 * area.height * area.width for area in areas))
     for sample, area, (pixels, train_ids) in zip(samples, areas, _parts(memory, areas), strict=True):

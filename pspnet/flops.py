@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pspnet.freezing import Frozen, freeze, train_mode
 from pspnet.inference import Precision
 from pspnet.model import PSPNet
+from pspnet.sizes import Size, sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Arithmetic:
 
 
 def training_flops(
-    model: PSPNet, crop_size: int, *, num_frozen_stages: int = 0, frozen_batch_norm: Frozen = "none"
+    model: PSPNet, crop_size: Size, *, num_frozen_stages: int = 0, frozen_batch_norm: Frozen = "none"
 ) -> int:
     """Return the floating-point operations of one image's forward and backward pass; a multiply-add is two.
 
@@ -42,7 +43,7 @@ def training_flops(
         fake = PSPNet.from_architecture(model.architecture)
         freeze(fake, num_stages=num_frozen_stages, batch_norm=frozen_batch_norm)
         train_mode(fake)
-        images = torch.empty(2, 3, crop_size, crop_size)  # BatchNorm refuses a single value
+        images = torch.empty(2, 3, *sides(crop_size))  # BatchNorm refuses a single value
         with FlopCounterMode(display=False) as counter:
             output = fake(images, upsample=False)
             total = output.logits.sum()

@@ -20,6 +20,7 @@ from torch.nn import functional
 from pspnet.errors import InputError
 from pspnet.loss import CELLS_PER_STRIP
 from pspnet.model import PSPNet, upsampled
+from pspnet.sizes import Size, notation, sides
 from pspnet.transforms import normalise
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -35,8 +36,8 @@ def predict(
     device: torch.device | str,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
-    crop_size: int | None = None,
-    stride: int | None = None,
+    crop_size: Size | None = None,
+    stride: Size | None = None,
     average: Average = "probabilities",
     precision: Precision = "fp32",
 ) -> UInt8[np.ndarray, "h w"]:
@@ -85,15 +86,15 @@ def predict_logits(
     device: torch.device | str,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
-    crop_size: int | None = None,
-    stride: int | None = None,
+    crop_size: Size | None = None,
+    stride: Size | None = None,
     average: Average = "probabilities",
     precision: Precision = "fp32",
 ) -> Float[Tensor, "c h w"]:
     """Return logits whose softmax is the mean of the softmax of all views of the image.
 
     A view is the image resized by one of `scales`, and its mirror image with `flip`, seen whole or, with
-    `crop_size`, by windows of that side, one every `stride` pixels (two thirds of the side unless said) and the
+    `crop_size`, by windows of that size, one every `stride` pixels (two thirds of each side unless said) and the
     last flush with the end. Where windows overlap, `average` says what is averaged:
 
     probabilities: as semseg's tool/test.py does. Each window, and its own mirror image, is seen and its softmax
@@ -104,9 +105,12 @@ def predict_logits(
     """
     if not scales or any(scale <= 0 for scale in scales):
         raise InputError(f"scales must be one or more positive numbers, but got {tuple(scales)}. Usual: 1.")
-    if crop_size is not None and crop_size < 1:
+    if crop_size is not None and min(sides(crop_size)) < 1:
         raise InputError(f"crop_size must be positive, but got {crop_size}. Take that of the training.")
-    if stride is not None and (crop_size is None or not 1 <= stride <= crop_size):
+    if stride is not None and (
+        crop_size is None
+        or not all(1 <= step <= side for step, side in zip(sides(stride), sides(crop_size), strict=True))
+    ):
         raise InputError(f"stride must be 1 to crop_size, which is {crop_size}, but got {stride}.")
     height, width = image.shape[:2]
     with _evaluating(model):
@@ -167,16 +171,17 @@ def argmax_by_strips(
     return prediction
 
 
-def default_stride(crop_size: int) -> int:
-    """Return two thirds of the window, rounded up, as semseg moves it."""
-    return math.ceil(crop_size * 2 / 3)
+def default_stride(crop_size: Size) -> int | str:
+    """Return two thirds of the window's sides, rounded up, as semseg moves it."""
+    height, width = (math.ceil(side * 2 / 3) for side in sides(crop_size))
+    return notation((height, width))
 
 
-def window_starts(size: int, crop_size: int, stride: int | None = None) -> list[int]:
-    """Return where windows begin on a side of `size`: every `stride` pixels, the last flush with the end."""
-    stride = stride or default_stride(crop_size)
-    num_windows = math.ceil(max(0, size - crop_size) / stride) + 1
-    return [max(0, min(index * stride, size - crop_size)) for index in range(num_windows)]
+def window_starts(size: int, side: int, stride: int | None = None) -> list[int]:
+    """Return where windows of `side` begin on a side of `size`: every `stride` pixels, the last flush with the end."""
+    stride = stride or math.ceil(side * 2 / 3)
+    num_windows = math.ceil(max(0, size - side) / stride) + 1
+    return [max(0, min(index * stride, size - side)) for index in range(num_windows)]
 
 
 def _probabilities(model: PSPNet, images: Tensor, *, flip: bool) -> Tensor:
@@ -190,11 +195,13 @@ def _probabilities(model: PSPNet, images: Tensor, *, flip: bool) -> Tensor:
 
 
 def _windows_of_probabilities(
-    model: PSPNet, images: Tensor, crop_size: int, stride: int | None, *, flip: bool
+    model: PSPNet, images: Tensor, crop_size: Size, stride: Size | None, *, flip: bool
 ) -> Tensor:
     """Return the probabilities averaged over windows and their mirror images, as semseg computes them."""
     height, width = images.shape[2:]
-    rows, columns = max(0, crop_size - height), max(0, crop_size - width)
+    rows, columns = (
+        max(0, side - size) for side, size in zip(sides(crop_size), (height, width), strict=True)
+    )
     top, left = rows // 2, columns // 2
     # Zeros are the mean colour.
     continued = functional.pad(images, (left, columns - left, top, rows - top))
@@ -203,7 +210,7 @@ def _windows_of_probabilities(
 
 
 def _windows_of_logits(
-    model: PSPNet, images: Tensor, crop_size: int, stride: int | None, size: tuple[int, int], *, flip: bool
+    model: PSPNet, images: Tensor, crop_size: Size, stride: Size | None, size: tuple[int, int], *, flip: bool
 ) -> Tensor:
     """Return the softmax of the logits averaged over windows, at `size`, as mmsegmentation computes it."""
 
@@ -215,15 +222,17 @@ def _windows_of_logits(
 
 
 def _slid(
-    see: Callable[[Tensor], Tensor], images: Tensor, crop_size: int, stride: int | None, num_classes: int
+    see: Callable[[Tensor], Tensor], images: Tensor, crop_size: Size, stride: Size | None, num_classes: int
 ) -> Tensor:
     """Return the average over the windows of what `see` returns for each; none is larger than the images."""
     total = torch.zeros(len(images), num_classes, *images.shape[2:], device=images.device)
     num_windows = images.new_zeros(images.shape[2:])
+    height, width = sides(crop_size)
+    strides = (None, None) if stride is None else sides(stride)
     for top, left in itertools.product(
-        *(window_starts(size, crop_size, stride) for size in images.shape[2:])
+        window_starts(images.shape[2], height, strides[0]), window_starts(images.shape[3], width, strides[1])
     ):
-        window = (..., slice(top, top + crop_size), slice(left, left + crop_size))
+        window = (..., slice(top, top + height), slice(left, left + width))
         total[window] += see(images[window])
         num_windows[window] += 1
     return total.div_(num_windows)

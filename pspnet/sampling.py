@@ -17,6 +17,7 @@ import torch
 
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
+from pspnet.sizes import Size, sides
 from pspnet.store import Split
 from pspnet.transforms import Axis, Sample, source_window
 
@@ -71,7 +72,7 @@ def place_window(
     seed: int,
     epoch: int,
     position: int,
-    crop_size: int,
+    crop_size: Size,
     focus: Focus | None,
     max_class_share: float,
 ) -> Sample:
@@ -105,22 +106,20 @@ def is_mixed(counts: np.ndarray, max_class_share: float) -> bool:
     return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share)
 
 
-def random_offset(scaled_size: tuple[int, int], crop_size: int, chances: np.ndarray) -> Place:
+def random_offset(scaled_size: tuple[int, int], crop_size: Size, chances: np.ndarray) -> Place:
     """Return where a crop begins for chances in [0, 1); a scaled image smaller than the crop lies in its middle."""
     top, left = (
-        int(chance * (extent - crop_size + 1)) if extent >= crop_size else -((crop_size - extent) // 2)
-        for extent, chance in zip(scaled_size, chances, strict=True)
+        int(chance * (extent - side + 1)) if extent >= side else -((side - extent) // 2)
+        for extent, side, chance in zip(scaled_size, sides(crop_size), chances, strict=True)
     )
     return top, left
 
 
-def centred_offset(scaled_size: tuple[int, int], crop_size: int, centre: Place) -> Place:
+def centred_offset(scaled_size: tuple[int, int], crop_size: Size, centre: Place) -> Place:
     """Return where the crop around `centre` begins, moved into the scaled image where that is large enough."""
     top, left = (
-        min(max(place - crop_size // 2, 0), extent - crop_size)
-        if extent >= crop_size
-        else -((crop_size - extent) // 2)
-        for extent, place in zip(scaled_size, centre, strict=True)
+        min(max(place - side // 2, 0), extent - side) if extent >= side else -((side - extent) // 2)
+        for extent, side, place in zip(scaled_size, sides(crop_size), centre, strict=True)
     )
     return top, left
 
@@ -171,7 +170,7 @@ def _label(split: Split, index: int) -> np.ndarray:
     return label
 
 
-def _window_counts(sample: Sample, split: Split, crop_size: int) -> np.ndarray:
+def _window_counts(sample: Sample, split: Split, crop_size: Size) -> np.ndarray:
     """Count the classes of the crop as it is before it is turned: exactly its pixels, read by the same indices."""
     area = source_window(replace(sample, angle=0.0), crop_size)
     require_label(split, sample.index)
@@ -179,8 +178,9 @@ def _window_counts(sample: Sample, split: Split, crop_size: int) -> np.ndarray:
         sample.index, top=area.top, left=area.left, height=area.height, width=area.width
     )
     assert label is not None
-    down = Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
-    across = Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
+    height, width = sides(crop_size)
+    down = Axis(sample.top, height, sample.size[0], sample.scaled_size[0], area.top)
+    across = Axis(sample.left, width, sample.size[1], sample.scaled_size[1], area.left)
     rows, columns = down.nearest[down.is_inside], across.nearest[across.is_inside]
     return _class_counts(label.take(rows, axis=0).take(columns, axis=1))
 

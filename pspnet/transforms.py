@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pspnet.labels import IGNORE_INDEX
 from pspnet.photometric import Photometric, distort
+from pspnet.sizes import Size, sides
 
 if TYPE_CHECKING:
     from pspnet.data import Batch
@@ -62,30 +63,40 @@ class Window:
     width: int
 
 
-def source_window(sample: Sample, crop_size: int) -> Window:
+def source_window(sample: Sample, crop_size: Size) -> Window:
     """Return the part of the source image that the crop depends on."""
     spans = []
-    margin = _rotation_margin(sample.angle, crop_size)
-    for offset, extent, scaled in zip(
-        (sample.top, sample.left), sample.size, sample.scaled_size, strict=True
+    height, width = sides(crop_size)
+    for offset, side, other, extent, scaled in zip(
+        (sample.top, sample.left),
+        (height, width),
+        (width, height),
+        sample.size,
+        sample.scaled_size,
+        strict=True,
     ):
+        margin = _rotation_margin(sample.angle, side, other)
         first = min(max(offset - margin, 0), scaled - 1)
-        last = min(max(offset + crop_size - 1 + margin, 0), scaled - 1)
+        last = min(max(offset + side - 1 + margin, 0), scaled - 1)
         ratio = extent / scaled
         begin = max(0, math.floor((first + 0.5) * ratio - 0.5))
         end = min(extent, math.floor((last + 0.5) * ratio - 0.5) + 2)
         spans.append((begin, end - begin))
-    (top, height), (left, width) = spans
-    return Window(top, left, height, width)
+    (top, num_rows), (left, num_columns) = spans
+    return Window(top, left, num_rows, num_columns)
 
 
 def prepare_batch(
-    batch: "Batch", *, crop_size: int, mean: Sequence[float], std: Sequence[float], device: torch.device | str
+    batch: "Batch",
+    *,
+    crop_size: Size,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """Return (images, targets) of a batch on `device`.
 
-    Images are float32 (n, 3, crop_size, crop_size), normalised, channels_last; targets int64 (n, crop_size,
-    crop_size).
+    Images are float32 (n, 3, h, w) for crops of h x w pixels, normalised, channels_last; targets int64 (n, h, w).
     """
     device = torch.device(device)
     if device.type == "cpu" and _HAS_NUMBA:
@@ -101,12 +112,12 @@ def prepare_batch(
 
 
 def _prepare_on_cpu(
-    batch: "Batch", crop_size: int, mean: Sequence[float], std: Sequence[float]
+    batch: "Batch", crop_size: Size, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     from pspnet.cpu_crop import crop_into
 
-    images = torch.empty(len(batch.samples), crop_size, crop_size, 3)
-    targets = torch.empty(len(batch.samples), crop_size, crop_size, dtype=torch.int64)
+    images = torch.empty(len(batch.samples), *sides(crop_size), 3)
+    targets = torch.empty(len(batch.samples), *sides(crop_size), dtype=torch.int64)
     for number, (window, target, sample) in enumerate(
         zip(batch.windows, batch.targets, batch.samples, strict=True)
     ):
@@ -115,9 +126,9 @@ def _prepare_on_cpu(
 
 
 def crop(
-    window: Tensor, target: Tensor, sample: Sample, crop_size: int, *, mean: Sequence[float]
+    window: Tensor, target: Tensor, sample: Sample, crop_size: Size, *, mean: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Return the crop of one sample from its source window: float32 (3, s, s) in grey levels, uint8 (s, s)."""
+    """Return the crop of one sample from its source window: float32 (3, h, w) in grey levels, uint8 (h, w)."""
     read = _rotated if sample.angle else _upright
     image, label, inside = read(window, target, sample, crop_size, _column(mean, window.device))
     if sample.blur_sigma:
@@ -147,12 +158,13 @@ def blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def _upright(
-    window: Tensor, target: Tensor, sample: Sample, crop_size: int, fill: Tensor
+    window: Tensor, target: Tensor, sample: Sample, crop_size: Size, fill: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Resize rows, then columns, each as a weighted sum of two neighbours; with what lies in the image."""
     area = source_window(sample, crop_size)
-    rows = Axis(sample.top, crop_size, sample.size[0], sample.scaled_size[0], area.top)
-    columns = Axis(sample.left, crop_size, sample.size[1], sample.scaled_size[1], area.left)
+    height, width = sides(crop_size)
+    rows = Axis(sample.top, height, sample.size[0], sample.scaled_size[0], area.top)
+    columns = Axis(sample.left, width, sample.size[1], sample.scaled_size[1], area.left)
     image = rows.interpolate(window, dim=1)
     image = columns.interpolate(image, dim=2)
     label = rows.pick(target, dim=0)
@@ -164,17 +176,20 @@ def _upright(
 
 
 def _rotated(
-    window: Tensor, target: Tensor, sample: Sample, crop_size: int, fill: Tensor
+    window: Tensor, target: Tensor, sample: Sample, crop_size: Size, fill: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn the crop about its centre: every pixel is read where it comes from; with what lies in the image."""
     area = source_window(sample, crop_size)
     height, width = window.shape[1:]
-    centre = (crop_size - 1) / 2
-    place = torch.arange(crop_size, dtype=torch.float64, device=window.device) - centre
-    y, x = place[:, None], place[None, :]
+    centre_y, centre_x = ((side - 1) / 2 for side in sides(crop_size))
+    y, x = (
+        torch.arange(side, dtype=torch.float64, device=window.device) - (side - 1) / 2
+        for side in sides(crop_size)
+    )
+    y, x = y[:, None], x[None, :]
     cosine, sine = math.cos(math.radians(sample.angle)), math.sin(math.radians(sample.angle))
-    scaled_y = cosine * y - sine * x + centre + sample.top
-    scaled_x = sine * y + cosine * x + centre + sample.left
+    scaled_y = cosine * y - sine * x + centre_y + sample.top
+    scaled_x = sine * y + cosine * x + centre_x + sample.left
     inside = (scaled_y > -0.5) & (scaled_y < sample.scaled_size[0] - 0.5)
     inside &= (scaled_x > -0.5) & (scaled_x < sample.scaled_size[1] - 0.5)
     ratio_y, ratio_x = (size / scaled for size, scaled in zip(sample.size, sample.scaled_size, strict=True))
@@ -196,8 +211,8 @@ def _rotated(
 class Axis:
     """How the rows (or columns) of a crop come from those of a source window."""
 
-    def __init__(self, offset: int, crop_size: int, size: int, scaled: int, begin: int) -> None:
-        target = np.arange(offset, offset + crop_size)
+    def __init__(self, offset: int, side: int, size: int, scaled: int, begin: int) -> None:
+        target = np.arange(offset, offset + side)
         self.is_inside = (target >= 0) & (target < scaled)
         self.is_padded = not bool(self.is_inside.all())
         centre = (np.clip(target, 0, scaled - 1) + 0.5) * (size / scaled)
@@ -242,11 +257,13 @@ def gaussian_taps(sigma: float) -> np.ndarray:
     return taps / taps.sum()
 
 
-def _rotation_margin(angle: float, crop_size: int) -> int:
-    """Return by how many pixels a turned crop reaches beyond its upright place."""
+def _rotation_margin(angle: float, side: int, other: int) -> int:
+    """Return by how many pixels a turned crop reaches beyond its upright place along `side`."""
+    if not angle:
+        return 0
     radians = math.radians(abs(angle))
-    reach = (crop_size - 1) / 2 * (math.cos(radians) + math.sin(radians) - 1)
-    return math.ceil(max(0.0, reach)) + 1 if angle else 0
+    reach = (side - 1) / 2 * (math.cos(radians) + (other - 1) / (side - 1) * math.sin(radians) - 1)
+    return math.ceil(max(0.0, reach)) + 1
 
 
 def _column(values: Sequence[float], device: torch.device) -> Tensor:

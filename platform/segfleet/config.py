@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from pspnet.errors import InputError
+from pspnet.sizes import notation, sides
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -36,6 +38,16 @@ def nearest_crop_sizes(size: int) -> tuple[int, int]:
     return below, below + 8
 
 
+def _require_sides(crop_size: int | str, remainders: tuple[int, ...]) -> None:
+    for side in sides(crop_size):
+        below, above = nearest_crop_sizes(side)
+        _require(
+            side % 8 in remainders and side >= 33,
+            f"data.crop_size must be 8k + 1 and at least 33 (output stride 8), but got {crop_size}. "
+            f"The nearest{f' to {side}' if crop_size != side else ''} are {below} and {above}.",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What is read, and how a training window is drawn from it."""
@@ -49,8 +61,9 @@ class DataConfig:
     val_split: str = "val"
     """Split of the store that is evaluated on."""
 
-    crop_size: int = 713
-    """Side of the square training crop in pixels: 8k + 1, so that align_corners maps exactly."""
+    crop_size: int | str = 713
+    """Side of the square training crop in pixels, or HEIGHTxWIDTH: each 8k + 1, so that align_corners maps exactly;
+    without model.align_corners 8k does, too."""
 
     min_scale: float = 0.5
     """Smallest random scale of the image before the crop is taken."""
@@ -82,12 +95,8 @@ class DataConfig:
     """Threads of each worker that copy windows ahead of the training step."""
 
     def __post_init__(self) -> None:
-        below, above = nearest_crop_sizes(self.crop_size)
-        _require(
-            self.crop_size % 8 == 1 and self.crop_size >= 33,
-            f"data.crop_size must be 8k + 1 and at least 33 (output stride 8), but got {self.crop_size}. "
-            f"The nearest are {below} and {above}.",
-        )
+        object.__setattr__(self, "crop_size", notation(self.crop_size))
+        _require_sides(self.crop_size, (0, 1))
         _require(
             0 < self.min_scale <= self.max_scale <= 10,
             f"data.min_scale and data.max_scale must satisfy 0 < min <= max <= 10, but got {self.min_scale} and "
@@ -381,6 +390,14 @@ class WorkersConfig:
     compile: bool = False
     """Training steps are compiled by torch.compile, which takes a minute or more at the first one."""
 
+    memory_gib: float = 0.0
+    """Memory that a worker may take, in GiB: schedule.accumulation_steps rises until a step is predicted to fit, so
+    that the global batch stays, and what cannot fit is refused before it begins; 0 predicts nothing."""
+
+    memory_fit: tuple[float, ...] = (1.0, 0.0)
+    """A step takes the first times the counted bytes of its tensors and the second in GiB, as jobs/predict_memory.py
+    measures it on a GPU."""
+
     max_failures: int = 2
     """How often Ray Train restarts the group from the last checkpoint after a worker died."""
 
@@ -391,6 +408,15 @@ class WorkersConfig:
         _require(
             self.max_failures >= 0,
             f"workers.max_failures must be 0 or more, but got {self.max_failures}. 0 never restarts.",
+        )
+        _require(
+            math.isfinite(self.memory_gib) and self.memory_gib >= 0,
+            f"workers.memory_gib must be 0 or a positive number, but got {self.memory_gib}. 0 predicts nothing.",
+        )
+        _require(
+            len(self.memory_fit) == 2 and self.memory_fit[0] > 0 and self.memory_fit[1] >= 0,
+            f"workers.memory_fit must be a factor above 0 and GiB of 0 or more, but got {self.memory_fit}. "
+            "1 0 takes the counted bytes as they are.",
         )
         _require(
             self.precision != "fp16" or self.use_gpu,
@@ -436,6 +462,7 @@ class TrainingConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _require_sides(self.data.crop_size, (1,) if self.model.align_corners else (0, 1))
         batch, num_workers = self.schedule.global_batch_size, self.workers.num_workers
         lower = max(1, batch // num_workers) * num_workers
         _require(
@@ -474,8 +501,8 @@ class SpaceConfig:
     max_base_lr: float = 1e-1
     min_aux_loss_weight: float = 0.0
     max_aux_loss_weight: float = 1.0
-    crop_sizes: tuple[int, ...] = (473, 593, 713)
-    """Candidates for data.crop_size, each 8k + 1."""
+    crop_sizes: tuple[int | str, ...] = (473, 593, 713)
+    """Candidates for data.crop_size."""
     also: tuple[str, ...] = ()
     """Other settings to vary: PATH=log:LOW..HIGH, PATH=linear:LOW..HIGH or PATH=choice:A,B, such as
     optim.weight_decay=log:1e-5..1e-3 or model.backbone=choice:resnet18,resnet50."""
@@ -494,6 +521,7 @@ class SpaceConfig:
         _require(
             len(self.crop_sizes) >= 1, "space.crop_sizes must name at least one crop size, but got none."
         )
+        object.__setattr__(self, "crop_sizes", tuple(notation(size) for size in self.crop_sizes))
         _require(
             len(set(self.crop_sizes)) == len(self.crop_sizes),
             f"space.crop_sizes must differ from each other, but got {self.crop_sizes}.",
@@ -673,6 +701,11 @@ def _checked(value: Any, kind: Any, path: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InputError(f"{path} must be a list, but got {value!r}.")
         return tuple(_checked(item, arguments[0], path) for item in value)
+    if origin is types.UnionType:
+        if type(value) not in arguments:
+            names = " or ".join(it.__name__ for it in arguments)
+            raise InputError(f"{path} must be of type {names}, but got {value!r}.")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:

@@ -24,13 +24,13 @@ def import_checkpoint(
     out_dir: str | Path,
     *,
     class_table: ClassTable,
-    crop_size: int,
+    crop_size: int | str,
     bin_sizes: Sequence[int] = (1, 2, 3, 6),
     align_corners: bool | None = None,
 ) -> Path:
     """Write the package of `checkpoint` to `out_dir`, whole or not at all, and return that folder.
 
-    The order of its classes is not in the file: it must be that of `class_table`'s train ids. `crop_size` is the side
+    The order of its classes is not in the file: it must be that of `class_table`'s train ids. `crop_size` is that
     of the crops it was trained on; the other arguments are those of `read_published`. It carries no scores.
     """
     checkpoint = Path(checkpoint)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pspnet.errors import InputError
 from pspnet.inference import Average, Precision, default_stride
+from pspnet.sizes import notation, sides
 from segfleet.config import TrainingConfig
 
 ProtocolName = Literal["whole", "semseg", "semseg_ms", "mmseg", "mmseg_ms"]
@@ -25,11 +26,11 @@ class Views:
     flip: bool = False
     """Whether the mirror image is seen, too."""
 
-    window: int = 0
-    """Side of the sliding window in pixels; 0 for the image as a whole."""
+    window: int | str = 0
+    """Side of the sliding window in pixels, or HEIGHTxWIDTH; 0 for the image as a whole."""
 
-    stride: int = 0
-    """Pixels from one window to the next; 0 stands for two thirds of the window, rounded up."""
+    stride: int | str = 0
+    """Pixels from one window to the next, or DOWNxACROSS; 0 stands for two thirds of the window, rounded up."""
 
     average: Average = "probabilities"
     """What is averaged where windows overlap: probabilities, as semseg does, or logits, as mmsegmentation."""
@@ -38,18 +39,21 @@ class Views:
     """Autocast precision of the forward pass."""
 
     def __post_init__(self) -> None:
-        if self.window < 0:
+        # Two records of the same measurement are the same record.
+        for name in ("window", "stride"):
+            object.__setattr__(self, name, notation(getattr(self, name)))
+        if self.window != 0 and min(sides(self.window)) < 1:
             raise InputError(
                 f"window must be a number of pixels, or 0 for whole images, but got {self.window}. "
                 "Best is the training's crop_size."
             )
-        if self.stride < 0 or self.stride > self.window:
+        strides = zip(sides(self.stride), sides(self.window), strict=True)
+        if self.stride != 0 and not all(1 <= step <= side for step, side in strides):
             raise InputError(
                 f"stride must be from 1 to the window's {self.window} pixels (0: two thirds of it), but got "
                 f"{self.stride}. "
                 + ("Larger ones leave gaps." if self.window else "Give a window, too, or leave stride out.")
             )
-        # Two records of the same measurement are the same record.
         object.__setattr__(self, "stride", self.stride or default_stride(self.window))
         object.__setattr__(self, "scales", tuple(map(float, self.scales)))
         if not self.window:
@@ -121,8 +125,8 @@ def protocol_tags(protocol: Protocol) -> dict[str, str]:
     return {"segfleet.protocol": str(protocol), "segfleet.protocol_digest": protocol.digest}
 
 
-def named_views(name: ProtocolName, crop_size: int) -> Views:
-    """Return how the named protocol looks at an image, for a model that was trained on crops of that side.
+def named_views(name: ProtocolName, crop_size: int | str) -> Views:
+    """Return how the named protocol looks at an image, for a model that was trained on crops of that size.
 
     whole      the image at once, one scale, no mirror image
     semseg     windows of the crop, every two thirds, with their mirror images (semseg's tool/test.py)
@@ -153,11 +157,11 @@ class ViewOptions:
     flip: bool | None = None
     """See the mirror image, too, and average: twice the time, a little better."""
 
-    window: int | None = None
-    """Side of a sliding window in pixels, best the training's crop_size; 0 for whole images."""
+    window: int | str | None = None
+    """Side of a sliding window in pixels, or HEIGHTxWIDTH, best the training's crop_size; 0 for whole images."""
 
-    stride: int | None = None
-    """Pixels from window to window; two thirds of the window where it is not given."""
+    stride: int | str | None = None
+    """Pixels from window to window, or DOWNxACROSS; two thirds of the window where it is not given."""
 
     average: Average | None = None
     """What is averaged where windows overlap: probabilities (semseg) or logits (mmseg)."""
@@ -165,10 +169,10 @@ class ViewOptions:
     precision: Precision = "fp32"
     """fp32, bf16 or fp16."""
 
-    def views(self, crop_size: int) -> Views:
-        """Return what the flags ask for, for a model that was trained on crops of that side."""
+    def views(self, crop_size: int | str) -> Views:
+        """Return what the flags ask for, for a model that was trained on crops of that size."""
         named = named_views(self.protocol, crop_size)
-        is_named_window = self.window is None or self.window == named.window
+        is_named_window = self.window is None or notation(self.window) == named.window
         return Views(
             scales=named.scales if self.scales is None else self.scales,
             flip=named.flip if self.flip is None else self.flip,
@@ -178,6 +182,6 @@ class ViewOptions:
             precision=self.precision,
         )
 
-    def protocol_on(self, store_digest: str, split: str, *, crop_size: int) -> Protocol:
+    def protocol_on(self, store_digest: str, split: str, *, crop_size: int | str) -> Protocol:
         """Return the protocol of these flags on a split of a store."""
         return Protocol(store_digest=store_digest, split=split, **asdict(self.views(crop_size)))

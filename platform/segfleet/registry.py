@@ -36,6 +36,7 @@ from pspnet.folding import for_prediction
 from pspnet.inference import Average, Precision, predict, predict_batch
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
+from pspnet.sizes import notation
 from segfleet import tracking
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.config import TrackingConfig
@@ -88,8 +89,8 @@ class SegmentationModel:
         *,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
-        window: int = 0,
-        stride: int = 0,
+        window: int | str = 0,
+        stride: int | str = 0,
         average: Average = "probabilities",
         precision: Precision = "fp32",
     ) -> np.ndarray:
@@ -150,9 +151,9 @@ class SegmentationModel:
         return for_prediction(self.network, self.device)
 
     @property
-    def crop_size(self) -> int:
-        """Side of the crops that it was trained on, which is what a sliding window should be."""
-        return int(self.info["config"]["data"]["crop_size"])
+    def crop_size(self) -> int | str:
+        """Size of the crops that it was trained on, which is what a sliding window should be."""
+        return notation(self.info["config"]["data"]["crop_size"])
 
 
 def package_model(

@@ -22,10 +22,12 @@ from ray.tune.search import Searcher
 
 from pspnet.errors import InputError
 from pspnet.pictures import panel
+from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, groups, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
 from segfleet.final_score import final_protocol, final_scores, split_for_trials
+from segfleet.memory import fitted
 from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
 from segfleet.scores import Scores
 from segfleet.search_report import draw_study, leaderboard_table
@@ -90,7 +92,7 @@ def run_search(config: SearchConfig) -> SearchResult:
         trainer.check_data(config.training)
         config = split_for_trials(config, trainer.open_store(config.training))
         training = config.training
-        for crop_size in sorted(config.space.crop_sizes):
+        for crop_size in sorted(config.space.crop_sizes, key=sides):
             store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
         tracking_uri = tracking.resolve_uri(training.tracking)
         tracking.check_server(tracking_uri)
@@ -350,6 +352,7 @@ class _Execution:
                 self._config.training,
                 {**proposal.changes, "tracking.run_name": name, "tracking.registered_model_name": ""},
             )
+            fitted(config, self._store.class_table.num_classes)
         except InputError as error:  # settings that are possible one by one, but not together
             self._study.finish(number, "refused", str(error))
             print(f"trial {number} refused: {error}", flush=True)

@@ -9,6 +9,7 @@ import matplotlib.lines
 import matplotlib.ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from pspnet.sizes import Size, sides
 from segfleet.study import TrialRecord
 
 _COLOUR_OF = {
@@ -52,12 +53,13 @@ def draw_study(trials: Sequence[TrialRecord], *, title: str, rung_epochs: Sequen
             f" {trial.number}", (epochs[-1], trial.miou_by_epoch[epochs[-1]]), color=colour, va="center"
         )
         by_lr.plot(trial.changes["optim.base_lr"], trial.miou, "o", color=colour)
-        by_crop.plot(trial.changes["data.crop_size"], trial.miou, "o", color=colour)
+        by_crop.plot(_side(trial.changes["data.crop_size"]), trial.miou, "o", color=colour)
     curves.set(xlabel="epoch (dashed: rungs)", ylabel="mIoU", title=title)
     by_lr.set(xlabel="base_lr", xscale="log")
+    crop_sizes = sorted({trial.changes["data.crop_size"] for trial in trials}, key=_side)
     by_crop.set(xlabel="crop_size, pixels")
     by_lr.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    by_crop.set_xticks(sorted({trial.changes["data.crop_size"] for trial in trials}))
+    by_crop.set_xticks([_side(size) for size in crop_sizes], [str(size) for size in crop_sizes])
     present = [reason for reason in _COLOUR_OF if any(trial.reason == reason for trial in trials)]
     curves.legend(
         handles=[matplotlib.lines.Line2D([], [], color=_COLOUR_OF[reason], marker="o") for reason in present],
@@ -68,6 +70,11 @@ def draw_study(trials: Sequence[TrialRecord], *, title: str, rung_epochs: Sequen
         axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=110)
     return path
+
+
+def _side(size: Size) -> float:
+    """Return the side of the square of as many pixels."""
+    return math.sqrt(math.prod(sides(size)))
 
 
 def _cells(trial: TrialRecord, paths: Sequence[str]) -> list[str]:

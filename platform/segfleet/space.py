@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pspnet.errors import InputError
+from pspnet.sizes import notation
 from segfleet.config import SpaceConfig, TrainingConfig, flat, override
 
 Kind = Literal["log", "linear", "choice"]
@@ -137,7 +138,8 @@ def _parsed(text: str, settings: Mapping[str, Any]) -> Dimension:
 def _parsed_values(path: str, kind: str, values: str, present: Any, text: str) -> Dimension:
     """Return the dimension whose values, as `text` writes them, are of the type of the setting's present value."""
     if kind == "choice":
-        choices = tuple(_value(word, present) for word in values.split(","))
+        words = values.split(",")
+        choices = tuple(notation(word) if path == _OWN[2] else _value(word, present) for word in words)
         return Dimension(path=path, name=path, kind="choice", choices=choices)
     low, is_range, high = values.partition("..")
     try:

@@ -25,10 +25,12 @@ from pspnet.data import num_iterations
 from pspnet.errors import InputError
 from pspnet.metrics import constant_miou
 from pspnet.model import refuse_single_values
+from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, registry, tracking
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig, digest, flat, override, to_json
+from segfleet.memory import fitted
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.worker import (
     PANEL_FILE,
@@ -309,13 +311,14 @@ def check_data(config: TrainingConfig) -> Store:
         config.schedule.max_iterations_per_epoch,
     )
     largest = manifest.largest_side(data.train_split)
-    if data.crop_size > largest * data.max_scale:
+    if max(sides(data.crop_size)) > largest * data.max_scale:
         below = max(33, (int(largest * data.max_scale) - 1) // 8 * 8 + 1)
         raise InputError(
             f"data.crop_size must fit into the largest training image at data.max_scale ({largest} pixels x "
             f"{data.max_scale}), but got {data.crop_size}. At most {below} does."
         )
     new_cross_entropy(config, store)
+    config = fitted(config, store.class_table.num_classes)
     model = new_model(config, store.class_table.num_classes)
     is_ddp_on_gpus = config.workers.use_gpu and config.workers.num_workers > 1
     if not is_ddp_on_gpus or config.model.norm == "batch":  # others use SyncBatchNorm

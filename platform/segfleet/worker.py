@@ -39,6 +39,7 @@ from pspnet.flops import Arithmetic, peak_flops, training_flops
 from pspnet.freezing import freeze
 from pspnet.inference import predict
 from pspnet.loss import CrossEntropy
+from pspnet.memory import GIB
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
@@ -46,6 +47,7 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.published import load_network_weights
 from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
+from pspnet.sizes import sides
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
@@ -60,6 +62,7 @@ from segfleet.checkpoint import (
     save_checkpoint,
 )
 from segfleet.config import TrainingConfig, differences, from_json, to_json
+from segfleet.memory import fitted, network_of, peak_bytes, predicted
 
 if TYPE_CHECKING:
     from segfleet.tracking import RunWriter
@@ -186,10 +189,11 @@ class Training:
         log: "ProgressLog",
         writer: "RunWriter | None",
     ) -> None:
-        self.config, self.task, self.place, self.log, self.writer = config, task, place, log, writer
+        self.task, self.place, self.log, self.writer = task, place, log, writer
         self.run_dir = Path(task.run_dir)
         with _agreed(place):
             self.store = Store.open(config.data.store, say=log.say)
+            self.config = config = self._fitted(config)
             self.train_split = self.store.split(config.data.train_split)
             self.val_split = self.store.split(config.data.val_split)
             self.iterations_per_epoch = num_iterations(
@@ -263,6 +267,19 @@ class Training:
             self.log.epoch(metrics, num_epochs, time.monotonic() - started)
             self.last_metrics = metrics
             report(_reported(metrics))
+
+    def _fitted(self, config: TrainingConfig) -> TrainingConfig:
+        """Return `config` with as many accumulation steps as its memory asks for, and say so."""
+        if not config.workers.memory_gib:
+            return config
+        num_classes = self.store.class_table.num_classes
+        chosen = fitted(config, num_classes)
+        peak = peak_bytes(chosen, predicted(chosen, num_classes)) / GIB
+        self.log.say(
+            f"memory: {peak:.2f} GiB predicted of {config.workers.memory_gib:g}, {chosen.micro_batch_size} images at a "
+            f"time in {chosen.schedule.accumulation_steps} accumulation steps"
+        )
+        return chosen
 
     def _class_uniform(self) -> ClassUniform | None:
         """Find out which images hold which class, where a share of the windows is drawn by class."""
@@ -376,7 +393,7 @@ class Training:
         return {
             "epoch": epochs_done,
             "iteration": iteration,
-            "pixels_seen": iteration * batch * crop_size**2,
+            "pixels_seen": iteration * batch * math.prod(sides(crop_size)),
             "loss": stats.loss,
             "main_loss": stats.main_loss,
             "aux_loss": stats.aux_loss,
@@ -598,7 +615,8 @@ def message_of(error: Exception) -> str:
 
 
 _MEMORY_REMEDY = (
-    "Raise schedule.accumulation_steps (the global batch stays), set workers.recompute, lower data.crop_size."
+    "Raise schedule.accumulation_steps or set workers.memory_gib (the global batch stays), set workers.recompute, "
+    "lower data.crop_size."
 )
 
 
@@ -674,20 +692,7 @@ def _check_same_training(config: TrainingConfig, store_digest: str, checkpoint: 
 
 def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
     """Return the network that `config.model` describes, with its initial weights, parts of it frozen."""
-    model = PSPNet(
-        num_classes,
-        backbone=config.model.backbone,
-        output_stride=config.model.output_stride,
-        bin_sizes=config.model.bin_sizes,
-        head_channels=config.model.head_channels,
-        dropout=config.model.dropout,
-        has_aux_head=config.model.has_aux_head,
-        deep_stem=config.model.deep_stem,
-        deep_stem_channels=config.model.deep_stem_channels,
-        contract_dilation=config.model.contract_dilation,
-        norm="group" if config.model.norm == "group" else "batch",
-        align_corners=config.model.align_corners,
-    )
+    model = network_of(config.model, num_classes)
     load_backbone_weights(model, config.model.backbone_weights)
     load_network_weights(model, config.model.weights)
     freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)

@@ -1,6 +1,7 @@
 """Laws of reading: a window is resize-then-crop of the whole; every worker count sees the same windows."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pspnet.data import draw_sample, epoch_order, num_iterations, shard_indices, train_batches
+from pspnet import transforms
+from pspnet.data import _read_batch, draw_sample, epoch_order, num_iterations, shard_indices, train_batches
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX, NYUV2_13
+from pspnet.photometric import Photometric
+from pspnet.sizes import Size, sides
 from pspnet.store import Store, publish_store, write_shard
 from pspnet.transforms import Sample, crop, normalise, prepare_batch, source_window
 
@@ -46,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.open(folder / "store")
 
 
-def whole_then_crop(image: np.ndarray, label: np.ndarray, sample: Sample, size: int) -> tuple[Any, Any]:
+def whole_then_crop(image: np.ndarray, label: np.ndarray, sample: Sample, size: Size) -> tuple[Any, Any]:
     """Resize the whole image with torch's own interpolation in float64, then cut the crop out of it."""
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double()
     whole = functional.interpolate(pixels, size=sample.scaled_size, mode="bilinear", align_corners=False)[0]
@@ -58,10 +62,10 @@ def whole_then_crop(image: np.ndarray, label: np.ndarray, sample: Sample, size: 
     ):  # torch decides ties, where a centre falls between two pixels, by float32: not compared
         doubled = (2 * torch.arange(sample.scaled_size[axis]) + 1) * sample.size[axis]
         labels.index_fill_(axis, torch.nonzero(doubled % (2 * sample.scaled_size[axis]) == 0)[:, 0], TIE)
-    out = torch.tensor(MEAN, dtype=torch.float64)[:, None, None].repeat(1, size, size)
-    out_label = torch.full((size, size), IGNORE_INDEX)
-    for y in range(size):
-        for x in range(size):
+    out = torch.tensor(MEAN, dtype=torch.float64)[:, None, None].repeat(1, *sides(size))
+    out_label = torch.full(sides(size), IGNORE_INDEX)
+    for y in range(sides(size)[0]):
+        for x in range(sides(size)[1]):
             row, column = sample.top + y, sample.left + x
             if 0 <= row < sample.scaled_size[0] and 0 <= column < sample.scaled_size[1]:
                 out[:, y, x] = whole[:, row, column]
@@ -69,8 +73,8 @@ def whole_then_crop(image: np.ndarray, label: np.ndarray, sample: Sample, size: 
     return (out.flip(-1), out_label.flip(-1)) if sample.flip else (out, out_label)
 
 
-@pytest.mark.parametrize("size", [33, 65, 97])
-def test_a_window_read_is_the_resize_of_the_whole_then_crop(store: Store, size: int) -> None:
+@pytest.mark.parametrize("size", [33, 65, 97, "33x64", "97x33"])
+def test_a_window_read_is_the_resize_of_the_whole_then_crop(store: Store, size: Size) -> None:
     split = store.split("train")
     num_padded = 0
     for position in range(12):
@@ -98,7 +102,7 @@ def test_a_window_read_is_the_resize_of_the_whole_then_crop(store: Store, size: 
         assert torch.equal(got_label.long()[compared], expected_label[compared])
         assert compared.float().mean() > 0.4
         num_padded += bool((expected_label == IGNORE_INDEX).any())
-        assert area.height <= math.ceil(size * sample.size[0] / sample.scaled_size[0]) + 2
+        assert area.height <= math.ceil(sides(size)[0] * sample.size[0] / sample.scaled_size[0]) + 2
     assert num_padded > 0
 
 
@@ -118,8 +122,48 @@ def test_a_turn_by_nothing_is_upright_and_by_90_degrees_is_a_transposition(store
         assert (got - expected).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("size", [33, 41, 97])
-def test_a_crop_on_the_cpu_is_the_plain_crop_normalised(store: Store, size: int) -> None:
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("size", [(33, 65), (65, 41)])
+def test_a_rectangle_is_the_middle_of_the_square_around_it_however_it_is_turned(
+    store: Store, size: tuple[int, int], is_compiled: bool, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "_HAS_NUMBA", is_compiled)
+    split, (height, width) = store.split("train"), size
+    down, across = (65 - height) // 2, (65 - width) // 2
+    colours = Photometric(brightness=3.0, contrast=1.1, saturation=0.9, hue=4)
+    for angle, photometric in ((0.0, None), (0.0, colours), (9.0, None), (-40.0, None)):
+        sample = Sample(0, split.size(0), (90, 131), 7, 21, flip, angle, photometric=photometric)
+        around = replace(sample, top=7 - down, left=21 - across)
+        (images, targets), (whole, labels) = (
+            prepare_batch(
+                _read_batch(split, [it], side), crop_size=side, mean=MEAN, std=(50.0,) * 3, device="cpu"
+            )
+            for it, side in ((sample, size), (around, 65))
+        )
+        middle = (..., slice(down, down + height), slice(across, across + width))
+        assert images.shape == (1, 3, *size)
+        torch.testing.assert_close(images, whole[middle], atol=2e-4, rtol=0)
+        assert torch.equal(targets, labels[middle])
+
+
+def test_a_square_given_as_a_rectangle_is_the_square(store: Store) -> None:
+    split, found = store.split("train"), []
+    for size in (65, "65x65", (65, 65)):
+        draw = {**DRAW, "is_photometric": True, "max_class_share": 0.1}
+        batches = train_batches(
+            split, seed=5, epoch=0, rank=0, world_size=1, global_batch_size=10, crop_size=size, **draw
+        )
+        batch = next(iter(batches))
+        images, targets = prepare_batch(batch, crop_size=size, mean=MEAN, std=MEAN, device="cpu")
+        found.append((images, targets))
+    for images, targets in found[1:]:
+        assert torch.equal(images, found[0][0])
+        assert torch.equal(targets, found[0][1])
+
+
+@pytest.mark.parametrize("size", [33, 41, 97, "41x97", "97x33"])
+def test_a_crop_on_the_cpu_is_the_plain_crop_normalised(store: Store, size: Size) -> None:
     """The banded products of pspnet.cpu_crop against transforms.crop, over every mixture of turn, blur and flip."""
     split = store.split("train")
     std = (50.0, 60.0, 70.0)

@@ -11,6 +11,7 @@ from pspnet.errors import InputError
 from pspnet.inference import argmax_by_strips, normalised, predict, predict_logits, scaled_size, window_starts
 from pspnet.loss import CELLS_PER_STRIP
 from pspnet.model import PSPNet, upsampled
+from pspnet.sizes import Size, sides
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 61.0, 62.0)
 HOW: dict[str, Any] = {"mean": MEAN, "std": STD, "device": "cpu"}
@@ -100,21 +101,49 @@ def test_windows_average_where_they_overlap(model: PSPNet) -> None:
     torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=33).softmax(0), expected)
 
 
+@pytest.mark.parametrize("size", [(33, 49), (20, 57), (70, 30)])
+def test_a_window_across_the_whole_height_slides_along_the_width_alone(
+    model: PSPNet, size: tuple[int, int]
+) -> None:
+    """Rectangles of the image's height and the square's width are what squares are on an image of that height."""
+    image, (height, width) = image_of(*size), size
+    windows = [
+        predict_logits(model, np.ascontiguousarray(image[:, begin : begin + 25]), **HOW).softmax(0)
+        for begin in window_starts(width, 25)
+    ]
+    total, counts = torch.zeros(5, height, width), torch.zeros(width)
+    for begin, window in zip(window_starts(width, 25), windows, strict=True):
+        total[..., begin : begin + 25] += window
+        counts[begin : begin + 25] += 1
+    assert counts.min() > 0
+    ours = predict_logits(model, image, **HOW, crop_size=(height, 25))
+    torch.testing.assert_close(ours.softmax(0), total / counts)
+
+
 @pytest.mark.parametrize("size", [(65, 97), (40, 57), (20, 33)])
-@pytest.mark.parametrize("stride", [None, 17, 33])
+@pytest.mark.parametrize(
+    ("window", "stride", "steps"),
+    [
+        (33, None, (22, 22)),
+        (33, 17, (17, 17)),
+        (33, 33, (33, 33)),
+        ("25x41", None, (17, 28)),
+        ("25x41", "9x30", (9, 30)),
+    ],
+)
 def test_windows_that_average_logits_are_mmsegmentations(
-    model: PSPNet, size: tuple[int, int], stride: int | None
+    model: PSPNet, size: tuple[int, int], window: Size, stride: Size | None, steps: tuple[int, int]
 ) -> None:
     """The sum over windows of padded logits by their number, softmax last, as in `slide_inference`."""
-    image, step = image_of(*size), stride or 22
+    image, (h_crop, w_crop), (h_stride, w_stride) = image_of(*size), sides(window), steps
 
     def slide_inference(pixels: torch.Tensor) -> torch.Tensor:
         h_img, w_img = pixels.shape[2:]
         total, count = torch.zeros(1, 5, h_img, w_img), torch.zeros(1, 1, h_img, w_img)
-        for h_idx in range(max(h_img - 33 + step - 1, 0) // step + 1):
-            for w_idx in range(max(w_img - 33 + step - 1, 0) // step + 1):
-                y2, x2 = min(h_idx * step + 33, h_img), min(w_idx * step + 33, w_img)
-                y1, x1 = max(y2 - 33, 0), max(x2 - 33, 0)
+        for h_idx in range(max(h_img - h_crop + h_stride - 1, 0) // h_stride + 1):
+            for w_idx in range(max(w_img - w_crop + w_stride - 1, 0) // w_stride + 1):
+                y2, x2 = min(h_idx * h_stride + h_crop, h_img), min(w_idx * w_stride + w_crop, w_img)
+                y1, x1 = max(y2 - h_crop, 0), max(x2 - w_crop, 0)
                 with torch.no_grad():
                     logits = model(pixels[:, :, y1:y2, x1:x2]).logits
                 total += functional.pad(logits, (x1, w_img - x2, y1, h_img - y2))
@@ -123,7 +152,7 @@ def test_windows_that_average_logits_are_mmsegmentations(
 
     pixels = normalised(image[None], MEAN, STD, "cpu")
     expected = (slide_inference(pixels) + slide_inference(pixels.flip(3)).flip(3))[0] / 2
-    ours = predict_logits(model, image, **HOW, crop_size=33, stride=stride, average="logits", flip=True)
+    ours = predict_logits(model, image, **HOW, crop_size=window, stride=stride, average="logits", flip=True)
     torch.testing.assert_close(ours.softmax(0), expected)
 
 

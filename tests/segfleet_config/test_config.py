@@ -49,6 +49,26 @@ def test_override_is_what_one_would_write_by_hand() -> None:
     assert varied.schedule == training_preset("tiny").schedule
 
 
+def test_a_crop_is_a_side_or_height_and_width_and_a_square_is_stored_as_its_side(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rectangle = parse_training(training_preset, "tiny", ["--data.crop-size", "65x129"], description="")
+    assert rectangle == override(training_preset("tiny"), {"data.crop_size": "65x129"})
+    assert from_json(TrainingConfig, to_json(rectangle)) == rectangle
+    square = parse_training(training_preset, "tiny", ["--data.crop-size", "97x97"], description="")
+    assert square == override(training_preset("tiny"), {"data.crop_size": 97})
+    assert '"crop_size": 97,' in to_json(square)
+    evenly = override(rectangle, {"model.align_corners": False, "data.crop_size": "64x129"})
+    assert evenly.data.crop_size == "64x129"
+    search = parse_search(search_preset, "tiny", ["--space.crop-sizes", "33", "33x65"], description="")
+    assert search.space.crop_sizes == (33, "33x65")
+    assert search_preset("cityscapes_mmseg_r50_512x1024").space.crop_sizes == (
+        "336x680",
+        "424x848",
+        "512x1024",
+    )
+
+
 def test_the_backbones_of_the_configuration_are_those_of_the_model() -> None:
     assert config.BACKBONES == backbones.BACKBONES
     for name in (*backbones.BACKBONES, "timm:resnet18"):
@@ -111,6 +131,10 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
             r"data\.crop_size must be 8k \+ 1.*but got 700\. The nearest are 697 and 705\.",
         ),
         ({"data.crop_size": 25}, r"at least 33.*but got 25"),
+        ({"data.crop_size": "129x250"}, r"but got 129x250\. The nearest to 250 are 249 and 257"),
+        ({"data.crop_size": "512x1024"}, r"8k \+ 1.*but got 512x1024"),
+        ({"data.crop_size": "wide"}, r"HEIGHTxWIDTH.*but got 'wide'"),
+        ({"data.crop_size": 1.5}, r"data\.crop_size must be of type int or str, but got 1\.5"),
         ({"optim.base_lrr": 1.0}, r"no setting optim\.base_lrr\. Did you mean optim\.base_lr\?"),
         ({"optim.base_lr": "fast"}, r"optim\.base_lr must be of type float, but got 'fast'"),
         ({"optim.base_lr": float("nan")}, r"optim\.base_lr must be a positive number, but got nan"),

@@ -19,6 +19,8 @@ OTHERS: list[dict[str, Any]] = [
     {"window": 713},
     {"window": 713, "stride": 400},
     {"window": 713, "average": "logits"},
+    {"window": "512x1024"},
+    {"window": "512x1024", "stride": "400x800"},
     {"precision": "bf16"},
 ]
 
@@ -36,6 +38,26 @@ def test_different_records_have_different_digests_and_equal_ones_the_same() -> N
     assert len({record.digest for record in records}) == len(records)
     assert dataclasses.replace(PLAIN, window=713) == dataclasses.replace(PLAIN, window=713, stride=476)
     assert dataclasses.replace(PLAIN, scales=(1,)).digest == PLAIN.digest
+
+
+def test_windows_may_be_rectangles_and_those_of_squares_are_recorded_as_before() -> None:
+    square = dataclasses.replace(PLAIN, window="713x713", stride="476x476")
+    assert square == dataclasses.replace(PLAIN, window=713)
+    assert (square.window, square.stride) == (713, 476)
+    text = (
+        '{"average":"probabilities","flip":false,"precision":"fp32","scales":[1.0],'
+        '"split":"val","store_digest":"d","stride":476,"window":713}'
+    )
+    assert square.digest == hashlib.sha256(text.encode()).hexdigest()[:12]
+    rectangle = dataclasses.replace(PLAIN, window="512x1024")
+    assert rectangle == dataclasses.replace(PLAIN, window="512x1024", stride="342x683")
+    assert "sliding window 512x1024 stride 342x683" in str(rectangle)
+    assert Protocol.from_dict(rectangle.to_dict()) == rectangle
+    assert ViewOptions(protocol="semseg").views("512x1024").window == "512x1024"
+    assert ViewOptions(protocol="mmseg").views("512x1024").window == 0
+    for refused in ({"window": "0x9"}, {"window": "512by9"}, {"window": "33x65", "stride": "33x66"}):
+        with pytest.raises(InputError, match=r"512by9|0x9|33x66"):
+            dataclasses.replace(PLAIN, **refused)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("change", OTHERS)

@@ -14,11 +14,14 @@ import torch
 
 from pspnet.engine import evaluate
 from pspnet.errors import InputError
+from pspnet.memory import GIB
 from pspnet.model import PSPNet
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, load_config, override, to_json
+from segfleet.memory import peak_bytes, predicted
+from segfleet.trainer import check_data
 from segfleet.worker import (
     Outcome,
     Place,
@@ -159,12 +162,26 @@ def test_evaluating_less_often_trains_the_same(config: TrainingConfig, tmp_path:
     assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
 
 
+def test_a_limit_on_memory_is_as_many_accumulation_steps_as_it_asks_for(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    config = override(config, {"schedule.global_batch_size": 6, "schedule.num_epochs": 1})
+    num_classes = Store.open(config.data.store).class_table.num_classes
+    limit = peak_bytes(config, predicted(config, num_classes, 2)) / GIB * 1.001
+    trained(override(config, {"workers.memory_gib": limit}), tmp_path / "limited")
+    trained(override(config, {"schedule.accumulation_steps": 3}), tmp_path / "by hand")
+    assert weights_digest(tmp_path / "limited", 1) == weights_digest(tmp_path / "by hand", 1)
+    said = (tmp_path / "limited" / "progress.log").read_text()
+    assert re.search(r"memory: [\d.]+ GiB predicted of .*, 2 images at a time in 3 accumulation steps", said)
+    with pytest.raises(InputError, match=r"fit in workers\.memory_gib 0\.01, .*6 at a time 0\.\d+ GiB"):
+        check_data(override(config, {"workers.memory_gib": 0.01}))
+
+
 def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_path: Path) -> None:
+    config = override(config, {"data.crop_size": "33x41"})
     for number, report in enumerate(trained(config, tmp_path / "a"), start=1):
         assert report["epoch"] == number
-        assert (
-            report["pixels_seen"] == number * 2 * config.schedule.global_batch_size * config.data.crop_size**2
-        )
+        assert report["pixels_seen"] == number * 2 * config.schedule.global_batch_size * 33 * 41
         assert report["is_last"] == (number == 3)
         assert report["class_iou"]["never seen"] in (None, 0.0)
         numbers = [value for value in report.values() if isinstance(value, float)]

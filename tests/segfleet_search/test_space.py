@@ -11,9 +11,9 @@ import optuna
 import pytest
 
 from pspnet.errors import InputError
-from segfleet.config import SearchConfig, override
+from segfleet.config import SearchConfig, SpaceConfig, override
 from segfleet.presets import search_preset, training_preset
-from segfleet.space import dimensions
+from segfleet.space import dimensions, narrowed
 from segfleet.study import Study
 
 DECAY = "optim.weight_decay=log:1e-5..1e-3"
@@ -145,3 +145,14 @@ def test_the_three_own_dimensions_are_those_of_the_space() -> None:
     assert [dimension.name for dimension in own] == ["base_lr", "aux_loss_weight", "crop_size"]
     assert own[2].choices == config.space.crop_sizes
     assert math.isnan(own[2].low)
+
+
+def test_crops_of_a_search_may_be_rectangles_and_narrow_names_them_alike() -> None:
+    base = training_preset("cityscapes_mmseg_r50_512x1024")
+    space = SpaceConfig(crop_sizes=(473, "512x1024", "336x680"))
+    assert dimensions(space, base)[2].choices == (473, "512x1024", "336x680")
+    assert narrowed(space, base, ["crop_size=512x1024,473"]).crop_sizes == ("512x1024", 473)
+    with pytest.raises(InputError, match="goes beyond"):
+        narrowed(space, base, ["crop_size=713"])
+    with pytest.raises(InputError, match="8k"):
+        dimensions(space, training_preset("cityscapes_semseg_r50"))

@@ -1,0 +1,125 @@
+"""Whether a training fits on its devices, and in how many parts a worker takes its images so that it does."""
+
+import functools
+from dataclasses import replace
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pspnet.errors import InputError
+from pspnet.freezing import freeze
+from pspnet.memory import GIB, Fit, StepMemory, step_memory
+from pspnet.model import PSPNet, refuse_single_values
+from pspnet.recomputation import recompute_blocks
+from segfleet.config import ModelConfig, Precision, TrainingConfig, override
+
+
+def network_of(config: ModelConfig, num_classes: int) -> PSPNet:
+    """Return the network that `config` describes, with random weights."""
+    return PSPNet(
+        num_classes,
+        backbone=config.backbone,
+        output_stride=config.output_stride,
+        bin_sizes=config.bin_sizes,
+        head_channels=config.head_channels,
+        dropout=config.dropout,
+        has_aux_head=config.has_aux_head,
+        deep_stem=config.deep_stem,
+        deep_stem_channels=config.deep_stem_channels,
+        contract_dilation=config.contract_dilation,
+        norm="group" if config.norm == "group" else "batch",
+        align_corners=config.align_corners,
+    )
+
+
+def fitted(config: TrainingConfig, num_classes: int) -> TrainingConfig:
+    """Return `config` with the fewest accumulation steps, its own at least, that fit in workers.memory_gib.
+
+    The global batch stays: images at a time * accumulation steps * workers. InputError, with the numbers, where no
+    number of steps fits. Without workers.memory_gib it is `config` itself.
+    """
+    share, allowed = config.per_worker_batch_size, config.workers.memory_gib * GIB
+    if not allowed:
+        return config
+    tried: list[str] = []
+    for steps in range(config.schedule.accumulation_steps, share + 1):
+        if share % steps or (tried and not _can_train_on(config, num_classes, share // steps)):
+            continue
+        taken = peak_bytes(config, predicted(config, num_classes, share // steps))
+        if taken <= allowed:
+            return override(config, {"schedule.accumulation_steps": steps})
+        tried.append(f"{share // steps} at a time {taken / GIB:.2f} GiB")
+    raise InputError(
+        f"A worker's training step must fit in workers.memory_gib {config.workers.memory_gib:g}, but the {share} "
+        f"images of {config.model.backbone} with data.crop_size {config.data.crop_size} in {config.workers.precision} "
+        f"are predicted to take: {', '.join(tried)}. Lower data.crop_size or schedule.global_batch_size, set "
+        "workers.recompute, or train with more workers."
+    )
+
+
+def predicted(config: TrainingConfig, num_classes: int, num_images: int | None = None) -> StepMemory:
+    """Return what a worker's tensors take in a step of `num_images` at a time; by default the configuration's."""
+    return _predicted(
+        config.model,
+        config.data.crop_size,
+        config.workers.precision,
+        config.workers.recompute,
+        num_classes,
+        num_images or config.micro_batch_size,
+    )
+
+
+def peak_bytes(config: TrainingConfig, memory: StepMemory) -> int:
+    """Return what a step is predicted to take on the device, with the buffers of DDP and the moving average."""
+    beside = memory.gradients if config.workers.num_workers > 1 else 0
+    beside += memory.weights if config.optim.ema_decay else 0
+    factor, constant_gib = config.workers.memory_fit
+    return Fit(factor, constant_gib * GIB).peak_bytes(memory) + round(factor * beside)
+
+
+def memory_table(config: TrainingConfig, num_classes: int) -> str:
+    """Return the prediction for every number of images that a worker can take at a time, one a line."""
+    share = config.per_worker_batch_size
+    lines = [f"{'images':>6} {'steps':>6} {'weights':>9} {'activations':>12} {'peak':>9}   GiB of a worker"]
+    for steps in range(1, share + 1):
+        if share % steps == 0 and _can_train_on(config, num_classes, share // steps):
+            memory = predicted(config, num_classes, share // steps)
+            values = (memory.weights, memory.activations, peak_bytes(config, memory))
+            weights, activations, peak = (f"{value / GIB:.2f}" for value in values)
+            lines.append(f"{share // steps:>6} {steps:>6} {weights:>9} {activations:>12} {peak:>9}")
+    return "\n".join(lines)
+
+
+@functools.lru_cache(maxsize=256)
+def _predicted(
+    config: ModelConfig,
+    crop_size: int | str,
+    precision: Precision,
+    is_recomputed: bool,
+    num_classes: int,
+    num_images: int,
+) -> StepMemory:
+    def build() -> PSPNet:
+        model = network_of(config, num_classes)
+        freeze(model, num_stages=config.freeze_stages, batch_norm=config.freeze_batch_norm)
+        if is_recomputed:
+            recompute_blocks(model)
+        return model
+
+    if num_images > 1 or config.norm == "group":
+        return step_memory(build, crop_size, num_images, precision=precision)
+    # Only SyncBatchNorm takes a single image, and only GPUs have it: what two images take less than three is left out.
+    two, three = (step_memory(build, crop_size, number, precision=precision) for number in (2, 3))
+    return replace(two, activations=2 * two.activations - three.activations, peak=2 * two.peak - three.peak)
+
+
+def _can_train_on(config: TrainingConfig, num_classes: int, num_images: int) -> bool:
+    """Whether BatchNorm has more than one value where a worker takes so many images at a time."""
+    workers = config.workers
+    if workers.use_gpu and workers.num_workers > 1 and config.model.norm != "batch":
+        return True
+    with FakeTensorMode():
+        try:
+            refuse_single_values(network_of(config.model, num_classes), num_images)
+        except InputError:
+            return False
+    return True

@@ -1,0 +1,105 @@
+"""Laws of the memory model: what is predicted without computing is what a real step keeps."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from pspnet.inference import Precision, autocast
+from pspnet.memory import Fit, count_step, fit_line, measure_fit, step_memory
+from pspnet.model import PSPNet
+from pspnet.recomputation import recompute_blocks
+from pspnet.sizes import Size, sides
+
+CASES: list[tuple[str, Size, int, Precision]] = [
+    ("resnet18", 65, 2, "fp32"),
+    ("resnet18", "65x97", 3, "bf16"),
+    ("resnet50", 65, 2, "bf16"),
+    ("resnet50", 97, 2, "fp32"),
+    ("mobilenet_v2", 97, 2, "fp32"),
+]
+
+
+def builder(backbone: str) -> Callable[[], PSPNet]:
+    return lambda: PSPNet(19, backbone=backbone, head_channels=64)
+
+
+def saved_bytes(model: PSPNet, crop_size: Size, num_images: int, precision: Precision) -> int:
+    """Return the bytes of all storages that a real forward pass saves for the backward pass, weights left out."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    images = torch.randn(num_images, 3, *sides(crop_size)).contiguous(memory_format=torch.channels_last)
+    with saved_tensors_hooks(pack, lambda tensor: tensor), autocast("cpu", precision):
+        output = model.train()(images, upsample=False)
+    assert output.aux_logits is not None
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize(("backbone", "crop_size", "num_images", "precision"), CASES)
+def test_predicted_activations_are_the_bytes_that_a_real_pass_saves(
+    backbone: str, crop_size: Size, num_images: int, precision: Precision
+) -> None:
+    """Within 3 %: images, target, logits and the loss's gradient are counted, but not saved by the network."""
+    predicted = step_memory(builder(backbone), crop_size, num_images, precision=precision)
+    saved = saved_bytes(builder(backbone)(), crop_size, num_images, precision)
+    assert predicted.activations == pytest.approx(saved, rel=0.03)
+
+
+@pytest.mark.parametrize(("backbone", "crop_size", "num_images", "precision"), CASES)
+def test_a_step_on_sizes_alone_is_a_real_step(
+    backbone: str, crop_size: Size, num_images: int, precision: Precision
+) -> None:
+    predicted = step_memory(builder(backbone), crop_size, num_images, precision=precision)
+    real = count_step(builder(backbone)(), crop_size, num_images, precision=precision)
+    assert (predicted.weights, predicted.gradients) == (real.weights, real.gradients)
+    assert predicted.activations == pytest.approx(real.activations, rel=0.002)
+    assert predicted.peak == pytest.approx(real.peak, rel=0.002)
+
+
+def test_activations_grow_with_the_images_and_shrink_when_they_are_computed_again() -> None:
+    def recomputed() -> PSPNet:
+        model = builder("resnet50")()
+        recompute_blocks(model)
+        return model
+
+    state = torch.get_rng_state()
+    two, four = (step_memory(builder("resnet50"), 97, number) for number in (2, 4))
+    less = step_memory(recomputed, 97, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert four.weights == two.weights
+    assert four.activations == pytest.approx(2 * two.activations, rel=0.05)
+    assert less.activations < 0.6 * two.activations
+    assert less.peak < two.peak
+    assert two.peak > two.weights + two.gradients + two.activations
+
+
+def test_a_fit_is_the_line_through_what_was_measured_and_no_measured_step_is_above_it() -> None:
+    counted = [10, 20, 40]
+    exact = fit_line(counted, [25, 45, 85])
+    assert (exact.factor, exact.constant) == pytest.approx((2, 5))
+    for taken in ([25, 47, 85], [11, 30, 70], [12, 22, 39]):
+        fit = fit_line(counted, taken)
+        assert fit.constant >= 0
+        assert all(fit.factor * a + fit.constant >= b - 1e-9 for a, b in zip(counted, taken, strict=True))
+    assert measure_fit(builder("resnet18"), "cpu", precision="fp32") == Fit()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_fitted_prediction_is_close_to_what_is_reserved() -> None:
+    build = builder("resnet50")
+    fit = measure_fit(build, "cuda", precision="bf16")
+    model = build().to("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    count_step(model, 473, 4, precision="bf16")
+    predicted = fit.peak_bytes(step_memory(build, 473, 4, precision="bf16"))
+    assert predicted == pytest.approx(torch.cuda.max_memory_reserved(), rel=0.15)

@@ -1,0 +1,67 @@
+"""Laws of fitting: the global batch stays, what is chosen fits, what cannot fit is refused with the numbers."""
+
+import pytest
+
+from pspnet.errors import InputError
+from pspnet.memory import GIB
+from segfleet.config import TrainingConfig, from_json, override, to_json
+from segfleet.memory import fitted, memory_table, peak_bytes, predicted
+from segfleet.presets import training_preset
+
+NUM_CLASSES = 5
+
+
+@pytest.fixture
+def config() -> TrainingConfig:
+    return override(training_preset("tiny"), {"schedule.global_batch_size": 24, "workers.num_workers": 2})
+
+
+def peak_gib(config: TrainingConfig, num_images: int) -> float:
+    return peak_bytes(config, predicted(config, NUM_CLASSES, num_images)) / GIB
+
+
+def test_without_a_limit_nothing_is_counted_and_nothing_changes(config: TrainingConfig) -> None:
+    assert fitted(config, NUM_CLASSES) is config
+    stored = (
+        to_json(config)
+        .replace('"memory_gib": 0.0,', "")
+        .replace('"memory_fit": [\n      1.0,\n      0.0\n    ],', "")
+    )
+    assert "memory" not in stored
+    assert from_json(TrainingConfig, stored) == config
+
+
+@pytest.mark.parametrize("num_images", [12, 6, 4, 3, 2])
+@pytest.mark.parametrize("own_steps", [1, 2])
+def test_the_most_images_that_fit_are_taken_and_the_global_batch_stays(
+    config: TrainingConfig, num_images: int, own_steps: int
+) -> None:
+    limit = peak_gib(config, num_images) * 1.0001
+    changes = {"workers.memory_gib": limit, "schedule.accumulation_steps": own_steps}
+    chosen = fitted(override(config, changes), NUM_CLASSES)
+    assert chosen.micro_batch_size == min(num_images, 12 // own_steps)
+    assert chosen.micro_batch_size * chosen.schedule.accumulation_steps * chosen.workers.num_workers == 24
+    assert peak_gib(chosen, chosen.micro_batch_size) <= limit
+    assert override(chosen, {"schedule.accumulation_steps": own_steps}) == override(config, changes)
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers_and_batch_norm_keeps_two_images(
+    config: TrainingConfig,
+) -> None:
+    for norm, least in (("batch", 2), ("group", 1)):
+        of_norm = override(config, {"model.norm": norm})
+        below = override(of_norm, {"workers.memory_gib": peak_gib(of_norm, least) * 0.999})
+        with pytest.raises(
+            InputError, match=rf"memory_gib .*{least} at a time [\d.]+ GiB\. Lower"
+        ) as refused:
+            fitted(below, NUM_CLASSES)
+        assert f"12 at a time {peak_gib(of_norm, 12):.2f} GiB" in str(refused.value)
+
+
+def test_what_a_device_takes_more_counts(config: TrainingConfig) -> None:
+    once = peak_gib(config, 2)
+    doubled = override(config, {"workers.memory_fit": (2.0, 0.5)})
+    assert peak_gib(doubled, 2) == pytest.approx(2 * once + 0.5, abs=1e-6)
+    averaged = override(config, {"optim.ema_decay": 0.9})
+    assert peak_gib(averaged, 2) > once > peak_gib(override(config, {"workers.num_workers": 1}), 2)
+    assert f"{once:.2f}" in memory_table(config, NUM_CLASSES)
