@@ -181,7 +181,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
 
 
 def _train(settings: dict[str, Any], place: worker.Place, report: Report) -> None:
-    """Train as every worker does, and let rank 0 write down the seconds of each step, by clock and by processor."""
+    """Train as every worker does, and let rank 0 write down each step: seconds on the clock and its processor."""
     marks: list[tuple[float, float]] = []
 
     def marked_epoch(*values: Any, on_iteration: Callable[[Any], None], **options: Any) -> Any:

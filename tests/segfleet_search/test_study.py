@@ -220,7 +220,7 @@ def test_a_child_begins_with_the_parents_trials_in_its_part_of_the_space(config:
         ("base_lr=1e-9..1e-2", "goes beyond its"),
         ("base_lr=1e-2", "base_lr=1e-2"),
         ("crop_size=1001", "goes beyond its"),
-        ("crop_size=wide", "goes beyond its"),
+        ("crop_size=wide", "a side or HEIGHTxWIDTH"),
         ("optim.weight_decay=1e-7..1e-3", "goes beyond its 1e-05 to 0.001"),
     ],
 )
