@@ -27,10 +27,12 @@ from pspnet.store import Store
 from segfleet import cluster, groups, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
 from segfleet.final_score import final_protocol, final_scores, split_for_trials
+from segfleet.importance import importances, interactive_plots
 from segfleet.memory import fitted
 from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
 from segfleet.scores import Scores
-from segfleet.search_report import draw_study, leaderboard_table
+from segfleet.search_page import SearchFacts, write_page
+from segfleet.search_report import draw_slices, draw_study, leaderboard_table
 from segfleet.space import dimensions, narrowed
 from segfleet.study import Proposal, Reason, Study, TrialRecord, exists
 from segfleet.trial import Trial
@@ -145,6 +147,7 @@ def print_search(result: SearchResult) -> int:
     print(f"\nLeaderboard of study {result.study} ({result.num_trained} trials trained by this call)\n")
     print(leaderboard_table(result.leaderboard))
     print(f"\nstudy picture  {result.study_picture}")
+    print(f"report         {result.study_picture.with_name('report.html')}")
     print(f"MLflow run     {result.run_id} at {tracking.shown(result.tracking_uri)}")
     if result.best is None:
         print("\nNo trial completed; the last column says why. Nothing was registered.")
@@ -230,11 +233,11 @@ def _conclude(
             num_final_readings=len(study.final_scores()),
         )
     tags = {"segfleet.num_trials": str(len(leaderboard)), "segfleet.model_version": result.model_version}
+    artifacts = _write_report(config, study, store, result, package)
     with contextlib.closing(tracking.RunWriter(uri, run_id, _spool_dir(config))) as writer:
         writer.log_text(leaderboard_table(leaderboard) + "\n", "leaderboard.txt")
-        writer.log_artifact(picture, "pictures")
-        if result.panel_path is not None:
-            writer.log_artifact(result.panel_path, "pictures")
+        for path in artifacts:
+            writer.log_artifact(path, "pictures" if path.suffix == ".png" else "")
         if result.best is not None:
             writer.log_metrics({"best_miou": result.best.miou}, step=len(leaderboard))
         if result.final_scores is not None:
@@ -252,6 +255,68 @@ def _conclude(
         spool_dir=_spool_dir(config),
     )
     return result
+
+
+def _write_report(
+    config: SearchConfig, study: Study, store: Store, result: SearchResult, package: _Package | None
+) -> list[Path]:
+    """Write the page of the search and what it shows; return all files."""
+    folder = result.study_picture.parent
+    files = [result.study_picture]
+    pictures = {"mIoU of every trial": result.study_picture}
+    comparison = study.comparison()
+    about: dict[str, Any] = {}
+    if comparison is not None:
+        title = f"mIoU after epoch {comparison.epoch}, which {comparison.num_trials} trials reached"
+        slices = draw_slices(comparison.points, title=title, path=folder / "settings.png")
+        interactive = folder / "interactive.html"
+        interactive.write_text(interactive_plots(comparison, f"study {study.name}"), encoding="utf-8")
+        files += [slices, interactive]
+        pictures["mIoU over each setting"] = slices
+        about = {
+            "importances": importances(comparison),
+            "compared_epoch": comparison.epoch,
+            "num_compared": comparison.num_trials,
+        }
+    if result.panel_path is not None:
+        files.append(result.panel_path)
+        pictures["Image, label, prediction and error of the best model"] = result.panel_path
+    scores = None if package is None else package.final_scores or registry.load_package(package.path).scores
+    facts = {
+        "best trial": "none completed"
+        if result.best is None
+        else f"{result.best.number}, mIoU {result.best.miou:.4f} ({result.baseline})",
+        "data": f"{store.manifest.name}, digest {store.digest[:16]}",
+        "trials were scored on": str(training_protocol(config.training, store.digest)),
+        "MLflow run": f"{result.run_id} at {tracking.shown(result.tracking_uri)}",
+        "trials": f"{len(result.leaderboard)}, by {config.sampler} and {config.scheduler}",
+    }
+    if result.final_scores is not None:
+        facts["on the official validation split"] = (
+            f"mIoU {result.final_scores.miou:.4f} ({result.final_baseline}), {result.final_scores.protocol}"
+        )
+        facts["that split was read"] = f"{result.num_final_readings}x, never by a trial"
+    commands = []
+    if result.model_version:
+        facts["model"] = f"{result.model_version}, alias {', '.join(result.aliases) or 'none'}"
+        name = config.training.tracking.registered_model_name
+        commands = [
+            f"python jobs/promote.py --name {name} --store {config.training.data.store}",
+            f"python jobs/predict.py --model {result.model_version} --input PICTURES --output predictions",
+        ]
+    page = write_page(
+        folder / "report.html",
+        result.leaderboard,
+        SearchFacts(
+            study=study.name,
+            facts=facts,
+            class_iou=scores.class_iou if scores is not None else {},
+            pictures=pictures,
+            commands=commands,
+            **about,
+        ),
+    )
+    return [*files, page]
 
 
 def _spool_dir(config: SearchConfig) -> Path:

@@ -1,9 +1,13 @@
 """A search in one table and one picture: what each trial tried, reached, and why it ended."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
 import matplotlib.figure
 import matplotlib.lines
 import matplotlib.ticker
@@ -70,6 +74,57 @@ def draw_study(trials: Sequence[TrialRecord], *, title: str, rung_epochs: Sequen
         axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=110)
     return path
+
+
+def draw_slices(points: Sequence[tuple[Mapping[str, Any], float]], *, title: str, path: Path) -> Path:
+    """Write a PNG to `path`: for each setting the mIoU over its values, and all settings of each trial side by side."""
+    names = list(dict.fromkeys(name for params, _ in points for name in params))
+    mious = [miou for _, miou in points]
+    colours = matplotlib.colormaps["viridis"]
+    norm = matplotlib.colors.Normalize(min(mious), max(mious))
+    figure = matplotlib.figure.Figure(figsize=(13, 7.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.1))[:, 0]
+    above.suptitle(title)
+    positions = []
+    for name, axes in zip(names, above.subplots(1, len(names), squeeze=False, sharey=True)[0], strict=True):
+        values = [params.get(name) for params, _ in points]
+        places, ticks, is_log = _axis(values)
+        positions.append((places, ticks))
+        axes.scatter(places, mious, c=mious, cmap=colours, norm=norm)
+        axes.set(xlabel=f"log10 {name}" if is_log else name)
+        if ticks:
+            axes.set_xticks(range(len(ticks)), ticks)
+        axes.grid(alpha=0.3)
+    parallel = below.subplots()
+    for number, miou in enumerate(mious):
+        line = [_between(places, number) for places, _ in positions] + [float(norm(miou))]
+        parallel.plot(range(len(line)), line, color=colours(norm(miou)), alpha=0.7)
+    parallel.set_xticks(range(len(names) + 1), [*names, "mIoU"])
+    for column, (places, ticks) in enumerate(positions):
+        ends = (ticks[0], ticks[-1]) if ticks else (f"{min(places):.3g}", f"{max(places):.3g}")
+        for end, text in zip((0.0, 1.0), ends, strict=True):
+            parallel.annotate(f" {text}", (column, end), color="#777777", fontsize=8)
+    parallel.set_yticks([])
+    below.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=parallel, label="mIoU")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _axis(values: Sequence[Any]) -> tuple[list[float], list[str], bool]:
+    """Return where values lie, names of the places where they are choices, and whether these are logarithms."""
+    if not all(isinstance(value, float) for value in values):
+        choices = sorted(set(values), key=lambda value: (str(type(value)), value))
+        return [float(choices.index(value)) for value in values], list(map(str, choices)), False
+    if min(values) > 0 and max(values) / min(values) > 20:
+        return [math.log10(value) for value in values], [], True
+    return list(values), [], False
+
+
+def _between(places: Sequence[float], number: int) -> float:
+    """Return a place as a share of the way from the lowest to the highest."""
+    span = max(places) - min(places)
+    return (places[number] - min(places)) / span if span else 0.5
 
 
 def _side(size: Size) -> float:

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from pspnet.errors import InputError
 from segfleet.config import SearchConfig, flat
+from segfleet.importance import Comparison, compared
 from segfleet.space import Dimension, dimensions
 
 Reason = Literal["complete", "pruned", "diverged", "oom", "refused", "failed", "lost"]
@@ -310,6 +311,10 @@ class Study:
     def trials(self) -> list[TrialRecord]:
         """Return all trials in the order of their numbers."""
         return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def comparison(self) -> Comparison | None:
+        """Return the trials at an epoch that half of them reached, or None where they are too few."""
+        return compared(self._study.get_trials(deepcopy=False))
 
     def leaderboard(self) -> list[TrialRecord]:
         """Return all trials: complete ones first, each group from the highest mIoU to the lowest."""
