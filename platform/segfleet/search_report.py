@@ -86,11 +86,12 @@ def draw_slices(points: Sequence[tuple[Mapping[str, Any], float]], *, title: str
     FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.1))[:, 0]
     above.suptitle(title)
-    positions = []
+    positions: list[tuple[list[float], Sequence[str]]] = []
     for name, axes in zip(names, above.subplots(1, len(names), squeeze=False, sharey=True)[0], strict=True):
         values = [params.get(name) for params, _ in points]
         places, ticks, is_log = _axis(values)
-        positions.append((places, ticks))
+        ends = [10**place if is_log else place for place in (min(places), max(places))]
+        positions.append((places, (ticks[0], ticks[-1]) if ticks else [f"{end:.3g}" for end in ends]))
         axes.scatter(places, mious, c=mious, cmap=colours, norm=norm)
         axes.set(xlabel=f"log10 {name}" if is_log else name)
         if ticks:
@@ -101,10 +102,9 @@ def draw_slices(points: Sequence[tuple[Mapping[str, Any], float]], *, title: str
         line = [_between(places, number) for places, _ in positions] + [float(norm(miou))]
         parallel.plot(range(len(line)), line, color=colours(norm(miou)), alpha=0.7)
     parallel.set_xticks(range(len(names) + 1), [*names, "mIoU"])
-    for column, (places, ticks) in enumerate(positions):
-        ends = (ticks[0], ticks[-1]) if ticks else (f"{min(places):.3g}", f"{max(places):.3g}")
-        for end, text in zip((0.0, 1.0), ends, strict=True):
-            parallel.annotate(f" {text}", (column, end), color="#777777", fontsize=8)
+    for column, (_, ends) in enumerate(positions):
+        for place, text in zip((0.0, 1.0), ends, strict=True):
+            parallel.annotate(f" {text}", (column, place), color="#777777", fontsize=8)
     parallel.set_yticks([])
     below.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=parallel, label="mIoU")
     figure.savefig(path, dpi=110)
