@@ -94,6 +94,8 @@ def draw_slices(points: Sequence[tuple[Mapping[str, Any], float]], *, title: str
         positions.append((places, (ticks[0], ticks[-1]) if ticks else [f"{end:.3g}" for end in ends]))
         axes.scatter(places, mious, c=mious, cmap=colours, norm=norm)
         axes.set(xlabel=f"log10 {name}" if is_log else name)
+        if name == names[0]:
+            axes.set_ylabel("mIoU")
         if ticks:
             axes.set_xticks(range(len(ticks)), ticks)
         axes.grid(alpha=0.3)
@@ -102,9 +104,9 @@ def draw_slices(points: Sequence[tuple[Mapping[str, Any], float]], *, title: str
         line = [_between(places, number) for places, _ in positions] + [float(norm(miou))]
         parallel.plot(range(len(line)), line, color=colours(norm(miou)), alpha=0.7)
     parallel.set_xticks(range(len(names) + 1), [*names, "mIoU"])
-    for column, (_, ends) in enumerate(positions):
-        for place, text in zip((0.0, 1.0), ends, strict=True):
-            parallel.annotate(f" {text}", (column, place), color="#777777", fontsize=8)
+    for column, (_, both) in enumerate(positions):
+        for height, text in zip((0.0, 1.0), both, strict=True):
+            parallel.annotate(f" {text}", (column, height), color="#777777", fontsize=8)
     parallel.set_yticks([])
     below.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=parallel, label="mIoU")
     figure.savefig(path, dpi=110)
