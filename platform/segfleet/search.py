@@ -24,7 +24,7 @@ from pspnet.errors import InputError
 from pspnet.pictures import panel
 from pspnet.sizes import sides
 from pspnet.store import Store
-from segfleet import cluster, groups, registry, tracking, trainer
+from segfleet import cluster, groups, ledger, registry, tracking, trainer
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, to_json
 from segfleet.final_score import final_protocol, final_scores, split_for_trials
 from segfleet.importance import importances, interactive_plots
@@ -233,9 +233,15 @@ def _conclude(
             num_final_readings=len(study.final_scores()),
         )
     tags = {"segfleet.num_trials": str(len(leaderboard)), "segfleet.model_version": result.model_version}
+    spent = ledger.ledger(study.trials(), training.workers.num_workers)
     artifacts = _write_report(config, study, store, result, package)
     with contextlib.closing(tracking.RunWriter(uri, run_id, _spool_dir(config))) as writer:
         writer.log_text(leaderboard_table(leaderboard) + "\n", "leaderboard.txt")
+        writer.log_text(ledger.ledger_table(spent) + "\n", "ledger.txt")
+        writer.log_metrics(
+            {"ledger/reserved_s": spent[-1].reserved, "ledger/useful_s": spent[-1].useful},
+            step=len(leaderboard),
+        )
         for path in artifacts:
             writer.log_artifact(path, "pictures" if path.suffix == ".png" else "")
         if result.best is not None:
@@ -289,6 +295,7 @@ def _write_report(
         "data": f"{store.manifest.name}, digest {store.digest[:16]}",
         "trials were scored on": str(training_protocol(config.training, store.digest)),
         "MLflow run": f"{result.run_id} at {tracking.shown(result.tracking_uri)}",
+        "time": _spent(ledger.ledger(study.trials(), config.training.workers.num_workers)[-1]),
         "trials": f"{len(result.leaderboard)}, by {config.sampler} and {config.scheduler}",
     }
     if result.final_scores is not None:
@@ -317,6 +324,14 @@ def _write_report(
         ),
     )
     return [*files, page]
+
+
+def _spent(total: ledger.Entry) -> str:
+    share = f" ({total.useful / total.reserved:.0%})" if total.reserved else ""
+    return (
+        f"{total.reserved:.0f} worker-seconds reserved, {total.useful:.0f} of them useful{share}, "
+        f"{total.redone:.0f} done again after a death (ledger.txt)"
+    )
 
 
 def _spool_dir(config: SearchConfig) -> Path:
@@ -402,7 +417,7 @@ class _Execution:
         self._store = store
         self._parent_run_id = parent_run_id
         self._settings: dict[int, dict[str, str]] = {}
-        self._started_at: dict[int, float] = {}
+        self._attempts: dict[int, list[ledger.Attempt]] = {}
         self._best: dict[int, float] = {}
         self._pruned: dict[int, str] = {}
 
@@ -441,7 +456,9 @@ class _Execution:
             f"{path.split('.')[-1]} {_short(value)}" for path, value in proposal.changes.items()
         )
         print(f"trial {number} {'goes on' if proposal.is_resumed else 'starts'}: {point}", flush=True)
-        self._started_at[number] = time.monotonic()
+        known = self._study.trials()[number].attributes.get(ledger.ATTEMPTS, [])
+        self._attempts[number] = ledger.begun(known, time.time())
+        self._study.note(number, {ledger.ATTEMPTS: self._attempts[number]})
         attempt = uuid.uuid4().hex[:12]
         self._settings[number] = {
             "name": name,
@@ -469,6 +486,7 @@ class _Execution:
         """Store what a trial reported and return whether it stops."""
         if "miou" not in result or not math.isfinite(result["miou"]):
             return False
+        self._see(number, result)
         self._catch_up(number, result["history"][:-1])
         epoch, miou = int(result["epoch"]), float(result["miou"])
         decision = self._study.report(number, epoch=epoch, miou=miou)
@@ -479,6 +497,11 @@ class _Execution:
         if decision.stop:
             self._pruned[number] = decision.reason
         return decision.stop
+
+    def _see(self, number: int, result: dict[str, Any] | None = None) -> None:
+        """Note that the trial gave a sign of life."""
+        self._attempts[number] = ledger.seen(self._attempts[number], time.time(), result)
+        self._study.note(number, {ledger.ATTEMPTS: self._attempts[number]})
 
     def _catch_up(self, number: int, history: list[list[float]]) -> None:
         """Store the evaluations whose report got lost because this process, or the worker, died in between."""
@@ -503,7 +526,7 @@ class _Execution:
         )
         self._leave_group(settings, error=error)
         reason, detail = self._why(number, result or {}, error=error)
-        self._study.note(number, {"seconds": round(time.monotonic() - self._started_at[number], 1)})
+        self._see(number)
         self._study.finish(number, reason, detail)
         _end_run(self._config.training, settings["name"], settings["run_id"], reason, detail)
         print(f"trial {number} {reason}: {detail}", flush=True)

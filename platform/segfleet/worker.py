@@ -238,9 +238,11 @@ class Training:
         """
         if self.place.rank == 0:
             self._track_config()
+        useful_s_at_start = useful_s = 0.0
         if self.last_metrics is not None:
+            useful_s_at_start = useful_s = self.last_metrics.get("useful_s", 0.0)
             self._track(self.last_metrics)
-            report(_reported(self.last_metrics))
+            report(_reported(self.last_metrics | {"useful_s_at_start": useful_s}))
         num_epochs = self.config.schedule.num_epochs
         for epoch in range(self._epochs_done, num_epochs):
             started = time.monotonic()
@@ -250,6 +252,7 @@ class Training:
             if not is_last and (epoch + 1) % self.config.schedule.evaluate_every_epochs:
                 self._track(metrics)
                 self.log.epoch(metrics, num_epochs, time.monotonic() - started)
+                useful_s += time.monotonic() - started
                 continue
             confusion = self._evaluate()
             metrics |= self._validation_metrics(confusion) | {
@@ -258,6 +261,8 @@ class Training:
             }
             if self._is_ended():
                 return
+            useful_s += time.monotonic() - started
+            metrics |= {"useful_s": useful_s, "useful_s_at_start": useful_s_at_start}
             metrics["history"] = [*self._history, [epoch + 1, metrics["miou"]]]
             if self.place.rank == 0:
                 self._save(metrics)

@@ -1,0 +1,91 @@
+"""Where the time of a search went: every second that workers were reserved is useful, done again, or spent around.
+
+Useful are the epochs of the training that a trial ended with, evaluation included, whoever computed them. Done again
+are epochs that were lost because a worker or a driver died after them and before the checkpoint that was gone on from.
+The rest is spent around: workers that start, checkpoints that are written, reports that wait, an epoch cut off. A
+second of a trial is counted once for each of its workers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segfleet.study import TrialRecord
+
+ATTEMPTS = "attempts"
+"""Attribute of a trial: when each attempt at it began, gave its last sign of life, and what it had done."""
+
+Attempt = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Worker-seconds of one trial, or of all."""
+
+    trial: int | None
+    num_attempts: int
+    reserved: float
+    useful: float
+    redone: float
+
+    @property
+    def around(self) -> float:
+        """Reserved, but neither useful nor done again."""
+        return self.reserved - self.useful - self.redone
+
+
+def begun(attempts: Sequence[Attempt], now: float) -> list[Attempt]:
+    """Return the attempts at a trial with one that begins now."""
+    return [*attempts, {"begin": now, "last": now, "from_s": 0.0, "useful_s": 0.0}]
+
+
+def seen(attempts: Sequence[Attempt], now: float, report: Mapping[str, Any] | None = None) -> list[Attempt]:
+    """Return the attempts after a sign of life of the last one, a report of its worker or its end."""
+    newest = attempts[-1] | {"last": now}
+    if report is not None and "useful_s" in report:
+        newest |= {"useful_s": float(report["useful_s"]), "from_s": float(report["useful_s_at_start"])}
+    return [*attempts[:-1], newest]
+
+
+def entry(trial: TrialRecord, num_workers: int) -> Entry:
+    """Return where the time of a trial went; all zero for one that was trained before there was a ledger."""
+    attempts: Sequence[Attempt] = trial.attributes.get(ATTEMPTS, [])
+    reserved = sum(attempt["last"] - attempt["begin"] for attempt in attempts)
+    redone = useful = 0.0
+    for attempt in attempts:
+        if attempt["useful_s"]:  # an attempt that died before its first report says nothing of where it began
+            redone += max(0.0, useful - attempt["from_s"])
+            useful = attempt["useful_s"]
+    useful = min(useful, max(0.0, reserved - redone))
+    return Entry(trial.number, len(attempts), *(num_workers * part for part in (reserved, useful, redone)))
+
+
+def total(entries: Sequence[Entry]) -> Entry:
+    """Return the sums."""
+    return Entry(
+        None,
+        sum(item.num_attempts for item in entries),
+        sum(item.reserved for item in entries),
+        sum(item.useful for item in entries),
+        sum(item.redone for item in entries),
+    )
+
+
+def ledger(trials: Sequence[TrialRecord], num_workers: int) -> list[Entry]:
+    """Return an entry for each trial, and their sum last."""
+    entries = [entry(trial, num_workers) for trial in trials]
+    return [*entries, total(entries)]
+
+
+def ledger_table(entries: Sequence[Entry]) -> str:
+    """Return the entries as a plain table."""
+    rows: list[tuple[str, ...]] = [("trial", "attempts", "reserved", "useful", "redone", "around", "useful")]
+    for item in entries:
+        share = f"{item.useful / item.reserved:.0%}" if item.reserved else "-"
+        seconds = (f"{part:.1f}" for part in (item.reserved, item.useful, item.redone, item.around))
+        rows.append(
+            ("all" if item.trial is None else str(item.trial), str(item.num_attempts), *seconds, share)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(["Worker-seconds", *lines])
