@@ -1,9 +1,10 @@
 """Where the time of a search went: every second that workers were reserved is useful, done again, or spent around.
 
 Useful are the epochs of the training that a trial ended with, evaluation included, whoever computed them. Done again
-are epochs that were lost because a worker or a driver died after them and before the checkpoint that was gone on from.
-The rest is spent around: workers that start, checkpoints that are written, reports that wait, an epoch cut off. A
-second of a trial is counted once for each of its workers.
+are epochs that were reported and then lost, because the training went on from an earlier checkpoint. The rest is spent
+around: workers that start, checkpoints that are written, reports that wait, an epoch that was cut off before its
+report. A second of a trial is counted once for each of its workers. Of a driver that was killed, what came after its
+trials' last reports is not known, and not counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,14 +37,19 @@ class Entry:
 
 def begun(attempts: Sequence[Attempt], now: float) -> list[Attempt]:
     """Return the attempts at a trial with one that begins now."""
-    return [*attempts, {"begin": now, "last": now, "from_s": 0.0, "useful_s": 0.0}]
+    return [*attempts, {"begin": now, "last": now}]
 
 
 def seen(attempts: Sequence[Attempt], now: float, report: Mapping[str, Any] | None = None) -> list[Attempt]:
     """Return the attempts after a sign of life of the last one, a report of its worker or its end."""
     newest = attempts[-1] | {"last": now}
     if report is not None and "useful_s" in report:
-        newest |= {"useful_s": float(report["useful_s"]), "from_s": float(report["useful_s_at_start"])}
+        start, useful = float(report["useful_s_at_start"]), float(report["useful_s"])
+        before = newest.get("useful_s", _useful(attempts[:-1]))
+        if newest.get("start_s") != start:  # the workers began anew, in this attempt or with it
+            redone = newest.get("redone_s", 0.0) + max(0.0, before - start)
+            newest |= {"start_s": start, "redone_s": redone}
+        newest |= {"useful_s": useful}
     return [*attempts[:-1], newest]
 
 
@@ -51,13 +57,14 @@ def entry(trial: TrialRecord, num_workers: int) -> Entry:
     """Return where the time of a trial went; all zero for one that was trained before there was a ledger."""
     attempts: Sequence[Attempt] = trial.attributes.get(ATTEMPTS, [])
     reserved = sum(attempt["last"] - attempt["begin"] for attempt in attempts)
-    redone = useful = 0.0
-    for attempt in attempts:
-        if attempt["useful_s"]:  # an attempt that died before its first report says nothing of where it began
-            redone += max(0.0, useful - attempt["from_s"])
-            useful = attempt["useful_s"]
-    useful = min(useful, max(0.0, reserved - redone))
+    redone = sum(attempt.get("redone_s", 0.0) for attempt in attempts)
+    useful = _useful(attempts)
     return Entry(trial.number, len(attempts), *(num_workers * part for part in (reserved, useful, redone)))
+
+
+def _useful(attempts: Sequence[Attempt]) -> float:
+    """Return the useful seconds of the last attempt that reported."""
+    return next((attempt["useful_s"] for attempt in reversed(attempts) if "useful_s" in attempt), 0.0)
 
 
 def total(entries: Sequence[Entry]) -> Entry:
