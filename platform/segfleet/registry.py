@@ -39,6 +39,7 @@ from pspnet.model import PSPNet
 from segfleet import tracking
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.config import TrackingConfig
+from segfleet.faults import fault
 from segfleet.protocol import Protocol, Views, protocol_tags
 from segfleet.scores import Scores
 
@@ -276,15 +277,18 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
         is_new = version is None
         if version is None:
             model = _log_model(client, tracking_uri, name, Path(package_dir), info, package_digest, run_id)
+            fault("registry.uploaded")
             try:
                 with _as_default(tracking_uri):
                     version = _create_version(client, name, model, info, package_digest, run_id)
             except BaseException:
                 _delete_model(client, model)
                 raise
+        fault("registry.version")
         aliases = client.get_registered_model(name).aliases
         if is_new or CHALLENGER not in aliases:
             client.set_registered_model_alias(name, CHALLENGER, str(version.version))
+        fault("registry.challenger")
         if CHAMPION not in aliases:
             client.set_registered_model_alias(name, CHAMPION, str(version.version))
         return int(version.version)
@@ -594,6 +598,7 @@ def _create_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         is_new = False
+    fault("registry.named")
     try:
         client.create_model_version(
             name,
