@@ -173,7 +173,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         files = dict(manifest["files"])
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(
             f"A checkpoint must have a readable {MANIFEST_FILE}, but {folder} has none ({error}). "
             "Use another checkpoint of the run."

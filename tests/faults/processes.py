@@ -16,7 +16,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.processes", "segfleet.registry", "segfleet.promotion_record"])
 
 
-def run(target: Callable[..., None], *arguments: Any, fault: str = "") -> int:
+def run(target: Callable[..., object], *arguments: Any, fault: str = "") -> int:
     """Run `target` in a process of its own under the fault; return its exit code, -9 if it was killed."""
     process = _context.Process(target=_under, args=(fault, target, arguments))
     process.start()
@@ -48,7 +48,7 @@ def _train(task: Task, max_file_bytes: int) -> None:
     train(task, Place(), report=report)
 
 
-def _under(fault: str, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _under(fault: str, target: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     if fault:
         os.environ[VARIABLE] = fault
     else:
