@@ -13,7 +13,10 @@ from segfleet.worker import Task
 from tests.faults.processes import reports, train_in_process
 from tests.segfleet_runtime.test_training import task_of, weights_digest
 
+pytestmark = pytest.mark.slow
+
 STEPS_PER_EPOCH = 2
+LONG = pytest.mark.faults_long
 
 Recorded = Callable[[str, object], None]
 
@@ -51,8 +54,9 @@ def recovered(task: Task, record_property: Recorded, *, steps_redone: int) -> st
     ("fault", "survives"),
     [
         ("checkpoint.opened:kill:2", 1),
-        *((f"checkpoint.file:kill:{number}", 1) for number in (5, 6, 7, 8)),
-        ("checkpoint.files:kill:2", 1),
+        ("checkpoint.file:kill:5", 1),
+        *(pytest.param(f"checkpoint.file:kill:{number}", 1, marks=LONG) for number in (6, 7, 8)),
+        pytest.param("checkpoint.files:kill:2", 1, marks=LONG),
         ("checkpoint.manifest:kill:2", 1),
         ("checkpoint.renamed:kill:2", 2),
         ("checkpoint.saved:kill:2", 2),
@@ -75,7 +79,7 @@ def test_a_torn_checkpoint_is_never_chosen(
 
 
 @pytest.mark.fault("A2", "SIGKILL while a damaged checkpoint is replaced")
-@pytest.mark.parametrize(("point", "survives"), [("moved", 1), ("renamed", 2)])
+@pytest.mark.parametrize(("point", "survives"), [("moved", 1), pytest.param("renamed", 2, marks=LONG)])
 def test_a_damaged_checkpoint_is_replaced_whole_or_not_at_all(
     config: TrainingConfig,
     tmp_path: Path,
@@ -95,7 +99,7 @@ def test_a_damaged_checkpoint_is_replaced_whole_or_not_at_all(
 
 
 @pytest.mark.fault("C1", "no space for a checkpoint's file")
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=LONG), pytest.param(0.99, marks=LONG)])
 def test_a_full_disk_costs_no_earlier_checkpoint(
     config: TrainingConfig, tmp_path: Path, expected: str, record_property: Recorded, share: float
 ) -> None:
@@ -112,7 +116,13 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
 
 
 @pytest.mark.fault("C3", "the newest checkpoint cut, changed in one byte, or deleted")
-@pytest.mark.parametrize("damage", ["cut", "flipped byte", "file deleted", "folder deleted"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flipped byte",
+        *(pytest.param(damage, marks=LONG) for damage in ("cut", "file deleted", "folder deleted")),
+    ],
+)
 def test_the_newest_checkpoint_that_is_whole_is_used_and_said(
     config: TrainingConfig, tmp_path: Path, expected: str, record_property: Recorded, damage: str
 ) -> None:
