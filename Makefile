@@ -8,7 +8,7 @@ SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow check format
+.PHONY: help install demo demo-stop test test-slow faults faults-all check format
 .PHONY: bench-data bench-model bench-inference bench-overhead bench-search
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make demo-stop  end the servers that make demo started"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests through real Ray clusters and MLflow servers"
+	@echo "make faults     faults put into the program on purpose: a table of what it held; make faults-all: every one"
 	@echo "make check      format, lint, types, import contracts, fast tests"
 	@echo "make format     put the code into the form that make check wants"
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
@@ -45,7 +46,13 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults_long" -n 2 --dist loadfile
+
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p tests.faults.table -m "not faults_long" tests/faults
+
+faults-all: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p tests.faults.table --write-faults docs/faults.md tests/faults
 
 check: install
 	$(BIN)/ruff format --check .

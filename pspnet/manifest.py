@@ -172,7 +172,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
                     "shards. Ingest the data again."
                 )
             return manifest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

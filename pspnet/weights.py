@@ -3,6 +3,7 @@
 A file is safetensors or a plain state dict of tensors (.pth), read without pickle's code.
 """
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def read_file(path: Path, field: str) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_not_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         reason = str(error).splitlines()[0]
@@ -92,6 +94,15 @@ def read_file(path: Path, field: str) -> Any:
             f"{path} cannot be read ({type(error).__name__}: {reason}). "
             "Save it again with safetensors.torch.save_file."
         ) from error
+
+
+def _check_not_compressed(path: Path) -> None:
+    """torch.save stores tensors as they are; a file that compresses them can inflate to a thousand times its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed, or its parts overlap")
 
 
 def _download(backbone: Backbone) -> Mapping[str, Tensor]:

@@ -23,6 +23,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pspnet.errors import InputError
+from segfleet.faults import fault, halves
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
@@ -66,6 +67,7 @@ def save_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.parent / f"{ASIDE_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}"
     aside.mkdir()
+    fault("checkpoint.opened")
     try:
         tensors, numbers = _split_optimizer_state(optimizer_state)
         text = json.dumps(finite({**state, "optimizer": numbers}), indent=1, allow_nan=False)
@@ -77,13 +79,16 @@ def save_checkpoint(
         if trained_state is not None:
             contents[TRAINED_FILE] = safetensors.torch.save(_contiguous(trained_state))
         files = {name: _written(aside / name, content) for name, content in contents.items()}
+        fault("checkpoint.files")
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
         _written(aside / MANIFEST_FILE, manifest.encode())
         _sync_folder(aside)
+        fault("checkpoint.manifest")
         _replace(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    fault("checkpoint.saved")
     return folder
 
 
@@ -168,7 +173,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         files = dict(manifest["files"])
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(
             f"A checkpoint must have a readable {MANIFEST_FILE}, but {folder} has none ({error}). "
             "Use another checkpoint of the run."
@@ -202,7 +207,12 @@ def _described(content: bytes) -> dict[str, Any]:
 def _written(path: Path, content: bytes) -> dict[str, Any]:
     """Write and sync the file; return its entry in the manifest."""
     with path.open("wb") as file:
-        file.write(content)
+        first, rest = halves("checkpoint.file", content)
+        if first:
+            file.write(first)
+            file.flush()
+            fault("checkpoint.file")
+        file.write(rest)
         file.flush()
         os.fsync(file.fileno())
     return _described(content)
@@ -222,8 +232,10 @@ def _replace(aside: Path, folder: Path) -> None:
     if folder.exists():
         old = folder.parent / f"{ASIDE_PREFIX}old-{uuid.uuid4().hex[:8]}"
         os.rename(folder, old)
+        fault("checkpoint.moved")
     os.rename(aside, folder)
     _sync_folder(folder.parent)
+    fault("checkpoint.renamed")
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -644,7 +644,7 @@ def from_json(kind: type[Config], text: str) -> Config:
     """Return the configuration that `to_json` wrote; fields that it lacks keep their defaults."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"A stored configuration must be JSON, but this is not: {error}.") from error
     if not isinstance(values, dict):
         raise InputError(f"A stored configuration must be a JSON object, but got {type(values).__name__}.")

@@ -1,9 +1,10 @@
 """Whether the challenger replaces the champion: both measured in one way, the gate's decision, and its execution."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def promote(
     ours = evaluate_model(challenger, store, protocol)
     if champion_version == version:
         if not dry_run:
-            _complete(tracking_uri, name, version)
+            _completed(tracking_uri, name, version, "promoted")
         return PromotionReport(
             name=name,
             challenger_version=version,
@@ -93,13 +94,7 @@ def promote(
             numbers=numbers | {f"iou {key}": round(value, 5) for key, value in decision.class_gains.items()},
             why=why,
         )
-        with alone(tracking_uri, name):
-            if aliases_of(tracking_uri, name) != before:
-                raise InputError(
-                    f"The aliases of {name!r} must not change during a comparison, but somebody moved one. Run the "
-                    "same command again."
-                )
-            record(tracking_uri, name, entry)
+        execute(tracking_uri, name, entry, before=before)
     return PromotionReport(
         name=name,
         challenger_version=version,
@@ -113,9 +108,27 @@ def promote(
     )
 
 
+def execute(tracking_uri: str, name: str, entry: PromotionEntry, *, before: Mapping[str, int]) -> None:
+    """Carry out a decision that rests on the aliases `before`; InputError where one was moved since."""
+    with alone(tracking_uri, name):
+        if aliases_of(tracking_uri, name) != before:
+            raise InputError(
+                f"The aliases of {name!r} must not change during a comparison, but somebody moved one. Run the "
+                "same command again."
+            )
+        record(tracking_uri, name, entry)
+
+
 def roll_back(tracking_uri: str, name: str, *, dry_run: bool, why: str = "") -> PromotionEntry:
-    """Make the champion before the last promotion the champion again; InputError where there was none."""
+    """Make the champion before the last promotion the champion again; InputError where there was none.
+
+    Where that was done and who did it died before the history knew, it is only added there.
+    """
     current = aliases_of(tracking_uri, name).get(CHAMPION)
+    if current is not None and not dry_run:
+        completed = _completed(tracking_uri, name, current, "rolled back")
+        if completed is not None:
+            return completed
     former = next(
         (
             entry.champion_before
@@ -178,26 +191,25 @@ def comparison_table(report: PromotionReport) -> str:
     )
 
 
-def _complete(tracking_uri: str, name: str, version: int) -> None:
-    """Add the promotion of the present champion to the history, if who made it died before it did."""
+def _completed(
+    tracking_uri: str, name: str, version: int, decision: Literal["promoted", "rolled back"]
+) -> PromotionEntry | None:
+    """Add the decision that made the present champion to the history, if who made it died before it did."""
     entries = history(tracking_uri, name)
     tags = find_version(tracking_uri, name, str(version)).tags
-    is_known = any(entry.champion_after == version for entry in entries)
-    if is_known or tags.get("promotion") != "promoted":
-        return
     before = next((entry.champion_after for entry in reversed(entries) if entry.champion_after), None)
-    append(
-        tracking_uri,
-        name,
-        PromotionEntry(
-            decision="promoted",
-            version=version,
-            champion_before=before,
-            champion_after=version,
-            reasons=[tags.get("promotion_reason", "")],
-            why="completed after an interruption",
-        ),
+    if before == version or tags.get("promotion") != decision:
+        return None
+    entry = PromotionEntry(
+        decision=decision,
+        version=version,
+        champion_before=before,
+        champion_after=version,
+        reasons=[tags.get("promotion_reason", "")],
+        why="completed after an interruption",
     )
+    append(tracking_uri, name, entry)
+    return entry
 
 
 def _without_champion(

@@ -22,6 +22,7 @@ import psutil
 
 from pspnet.errors import InputError
 from segfleet import tracking
+from segfleet.faults import fault
 from segfleet.registry import CHAMPION
 
 from mlflow.exceptions import MlflowException  # isort: skip  (after tracking, which sets MLflow's environment)
@@ -58,6 +59,7 @@ def history(tracking_uri: str, name: str) -> list[PromotionEntry]:
 
 def record(tracking_uri: str, name: str, entry: PromotionEntry) -> None:
     """Write a decision on the version and move the champion's alias if it moves; last, add it to the history."""
+    fault("promotion.held")
     with tracking.plain_errors(tracking_uri):
         client = tracking.client(tracking_uri)
         version = str(entry.version)
@@ -68,9 +70,12 @@ def record(tracking_uri: str, name: str, entry: PromotionEntry) -> None:
         if entry.champion_before is not None and entry.champion_before != entry.version:
             told = f"{entry.decision}: version {version} at {entry.at}"
             client.set_model_version_tag(name, str(entry.champion_before), "promotion_of_other", told)
+        fault("promotion.tagged")
         if entry.champion_after is not None and entry.champion_after != entry.champion_before:
             client.set_registered_model_alias(name, CHAMPION, str(entry.champion_after))
+    fault("promotion.moved")
     append(tracking_uri, name, entry)
+    fault("promotion.recorded")
 
 
 def append(tracking_uri: str, name: str, entry: PromotionEntry) -> None:

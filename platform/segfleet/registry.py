@@ -37,9 +37,11 @@ from pspnet.inference import Average, Precision, predict, predict_batch
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
 from pspnet.sizes import notation
+from pspnet.weights import key_differences
 from segfleet import tracking
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.config import TrackingConfig
+from segfleet.faults import fault
 from segfleet.protocol import Protocol, Views, protocol_tags
 from segfleet.scores import Scores
 
@@ -57,6 +59,8 @@ PACKAGE_DIR = "package"
 CHALLENGER, CHAMPION = "challenger", "champion"
 PACKAGE_TAG = "segfleet.package"
 MODEL_ID_TAG = "segfleet.model_id"
+UNFINISHED_TAG = "segfleet.unfinished"
+"""A version carries it until its aliases are set."""
 REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pillow", "mlflow")
 
 
@@ -246,7 +250,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         version = info["format"]
         if version == FORMAT:
             _check_info(info)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedPackageError(
             f"{folder / MODEL_FILE} must be the JSON of a model package, but cannot be read as one "
             f"({error}). "
@@ -264,8 +268,8 @@ def read_info(folder: str | Path) -> dict[str, Any]:
 def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: str = "") -> int:
     """Make the package a version of the registered model `name`, and return its number.
 
-    The same package is registered once: calling again finds its version. A new version becomes the
-    challenger, and the champion where there is none.
+    The same package is registered once: calling again finds its version, and completes what died in between. A
+    new version becomes the challenger, and the champion where there is none.
     """
     check_name(name)
     info = load_package(package_dir, device="cpu").info
@@ -274,20 +278,24 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
     with tracking.plain_errors(tracking_uri):
         client = tracking.client(tracking_uri)
         version = _version_of_package(client, name, package_digest)
-        is_new = version is None
         if version is None:
             model = _log_model(client, tracking_uri, name, Path(package_dir), info, package_digest, run_id)
+            fault("registry.uploaded")
             try:
                 with _as_default(tracking_uri):
                     version = _create_version(client, name, model, info, package_digest, run_id)
             except BaseException:
                 _delete_model(client, model)
                 raise
+        fault("registry.version")
         aliases = client.get_registered_model(name).aliases
-        if is_new or CHALLENGER not in aliases:
+        if UNFINISHED_TAG in version.tags or CHALLENGER not in aliases:
             client.set_registered_model_alias(name, CHALLENGER, str(version.version))
+        fault("registry.challenger")
         if CHAMPION not in aliases:
             client.set_registered_model_alias(name, CHAMPION, str(version.version))
+        if UNFINISHED_TAG in version.tags:
+            client.delete_model_version_tag(name, str(version.version), UNFINISHED_TAG)
         return int(version.version)
 
 
@@ -495,8 +503,13 @@ def _build(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         class_table = ClassTable.from_dict(info["class_table"])
+        with torch.device("meta"):  # without memory: a description may be of any size
+            shapes = PSPNet.from_architecture(info["architecture"]).state_dict()
+        tensors = safetensors.torch.load(weights)
+        if problems := key_differences(shapes, tensors):
+            raise ValueError(f"{problems[:1000]}.")
         network = PSPNet.from_architecture(info["architecture"])
-        network.load_state_dict(safetensors.torch.load(weights))
+        network.load_state_dict(tensors)
         mean, std = tuple(map(float, info["mean"])), tuple(map(float, info["std"]))
     except MissingPackageError:
         raise
@@ -595,12 +608,18 @@ def _create_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         is_new = False
+    fault("registry.named")
     try:
         client.create_model_version(
             name,
             source=f"models:/{model.model_id}",
             run_id=run_id or None,
-            tags={**_version_tags(info), PACKAGE_TAG: package_digest, MODEL_ID_TAG: model.model_id},
+            tags={
+                **_version_tags(info),
+                PACKAGE_TAG: package_digest,
+                MODEL_ID_TAG: model.model_id,
+                UNFINISHED_TAG: "true",
+            },
             description=model_card(info).replace("NAME", name),
             model_id=model.model_id,
             await_creation_for=0,

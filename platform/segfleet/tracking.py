@@ -46,6 +46,7 @@ from mlflow.exceptions import MlflowException
 
 from pspnet.errors import InputError
 from segfleet.config import TrackingConfig
+from segfleet.faults import fault, halves
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -417,7 +418,12 @@ class _Channel:
             with self._path.open("ab") as file:
                 if self._ends_torn():
                     self._unwritten = b"\n" + self._unwritten
-                file.write(self._unwritten)
+                first, rest = halves("spool.line", self._unwritten)
+                if first:
+                    file.write(first)
+                    file.flush()
+                    fault("spool.line")
+                file.write(rest)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -426,6 +432,7 @@ class _Channel:
             self._said = True
             return
         self._unwritten, self._said = b"", False
+        fault("spool.written")
 
     def append_file(self, path: Path, artifact_dir: str) -> None:
         """Keep a copy of the file at `path` and note where it goes."""
@@ -515,6 +522,7 @@ def _ship(uri: str, run_id: str, points_channel: _Channel, files_channel: _Chann
         if not batch:
             entry, position = waiting.pop(0)
             _send_state(mlflow_client, run_id, entry)
+        fault("spool.sent")
         points_channel.mark_sent(position)
     for entry, position in files_channel.unsent():
         copy = files_channel.folder / entry["file"]
