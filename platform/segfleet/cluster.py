@@ -188,15 +188,19 @@ def _places(workers: WorkersConfig, nodes: list[dict[str, float]]) -> int:
 
 def _start_local(*, has_dashboard: bool) -> None:
     """Start a cluster whose address is known before its first process starts."""
-    with socket.socket() as free:
+    with socket.socket() as free, socket.socket() as other:
         free.bind(("", 0))
-        port = free.getsockname()[1]
+        other.bind(("", 0))
+        port, dashboard_port = free.getsockname()[1], other.getsockname()[1]
     address = f"{ray.util.get_node_ip_address()}:{port}"
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:
         ray.init(
             address="local",
             include_dashboard=has_dashboard,
+            # Without a dashboard this port is where Ray Train asks whether its controller lives. At the usual one, the
+            # dashboard of another cluster on this host answers that it knows no such controller: the workers are ended.
+            dashboard_port=dashboard_port,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,

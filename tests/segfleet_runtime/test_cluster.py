@@ -1,7 +1,10 @@
 """What a person hears of a cluster that is absent or too small, and that processes on it are sane."""
 
+import os
 import platform as standard_platform
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -128,3 +131,53 @@ def test_a_local_cluster_lives_as_long_as_its_context_and_its_processes_know_it(
     host, _, port = connection.address.rpartition(":")
     with pytest.raises(OSError, match=r"refused|unreachable"):
         socket.create_connection((host, int(port)), timeout=2)
+
+
+BESIDE = """
+import sys
+from segfleet import cluster
+with cluster.connect(sys.argv[1], has_dashboard=True):
+    print("up", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_comes_up_beside_is_not_asked_about_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray Train removes the workers of a controller of which somebody says that it does not live."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def lives(actor_id: str) -> bool | None:
+        from ray.train.v2._internal.state.util import is_actor_alive
+        from ray.util.state.exception import RayStateApiException
+
+        try:
+            return bool(is_actor_alive(actor_id, 5))
+        except RayStateApiException:
+            return None  # nobody knows: nothing is done
+
+    with cluster.connect(tmp_path):
+        actor: Any = ray.remote(num_cpus=0)(Living).remote()
+        actor_id = ray.get(actor.own_id.remote())
+        asking: Any = ray.remote(num_cpus=0)(lives)
+        command = [sys.executable, "-c", BESIDE, str(tmp_path / "beside")]
+        apart = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        beside = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=apart
+        )
+        try:
+            assert beside.stdout is not None
+            assert beside.stdout.readline() == "up\n"
+            answers = ray.get([asking.remote(actor_id) for _ in range(3)])
+        finally:
+            beside.communicate("\n", timeout=60)
+        assert False not in answers
+
+
+class Living:
+    """An actor that knows what it is called."""
+
+    def own_id(self) -> str:
+        return str(ray.get_runtime_context().get_actor_id())
