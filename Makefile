@@ -6,10 +6,12 @@ INSTALLED := .venv/.installed
 # Genuine pictures and semseg's own code, where they are at hand.
 SEGFLEET_DATA ?= ../shared/data
 CITYSCAPES := $(wildcard $(SEGFLEET_DATA)/cityscapes)
+CAMVID ?= $(SEGFLEET_DATA)/camvid
+MOBILENET := $(wildcard $(SEGFLEET_DATA)/weights/mobilenet_v2_imagenet_features.pth)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow faults faults-all check format
-.PHONY: bench-data bench-model bench-inference bench-overhead bench-search
+.PHONY: help install demo demo-stop test test-slow faults faults-all check audit fuzz format
+.PHONY: bench-data bench-model bench-inference bench-overhead bench-parts bench-search soak
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -18,11 +20,15 @@ help:
 	@echo "make test-slow  the tests through real Ray clusters and MLflow servers"
 	@echo "make faults     faults put into the program on purpose: a table of what it held; make faults-all: every one"
 	@echo "make check      format, lint, types, import contracts, fast tests"
+	@echo "make fuzz       readers of files of others on mutated files for FUZZ_SECONDS (600)"
+	@echo "make audit      known advisories of the pinned packages, asked of osv.dev"
 	@echo "make format     put the code into the form that make check wants"
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
 	@echo "make bench-model how fast a training step is; writes benchmarks/README.md"
 	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
+	@echo "make bench-parts what the network's parts are worth on CamVid, in hours; writes benchmarks/README.md"
 	@echo "make bench-search what a trial and a search cost; writes benchmarks/README.md"
+	@echo "make soak       does anything grow in two hours of small studies? writes benchmarks/README.md"
 	@echo "make bench-overhead what Ray costs a training step; writes benchmarks/README.md"
 	@echo "make install    .venv from constraints.txt (the others do it when it is needed)"
 
@@ -33,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	|| { echo "error: Python 3.11 or newer is needed. Say which: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: install
@@ -61,31 +67,51 @@ check: install
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
+FUZZ_SECONDS ?= 600
+fuzz: install
+	$(BIN)/uv pip install --quiet atheris || echo "no atheris for this Python: seeds are mutated blindly"
+	OMP_NUM_THREADS=1 PYTHONPATH=.:platform $(BIN)/python tests/fuzz/readers.py --seconds $(FUZZ_SECONDS) \
+	$$($(BIN)/python -c 'import atheris' 2> /dev/null || echo --random)
+
+audit: install
+	$(BIN)/uv tool run pip-audit -r constraints.txt --no-deps --disable-pip -s osv
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench-data: install
-	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/data_path.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 	$(BIN)/python benchmarks/ingest.py --write benchmarks/README.md $(if $(CITYSCAPES),--cityscapes $(CITYSCAPES))
 
 bench-model: install
-	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/model_step.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 
 bench-inference: install
-	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/inference.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 
+bench-parts: install
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
+	test -d stores/camvid || $(BIN)/python jobs/ingest_folder.py --root $(CAMVID) --store stores/camvid
+	$(BIN)/python benchmarks/parts.py --write benchmarks/README.md --store stores/camvid \
+	$(if $(MOBILENET),--backbone-weights $(abspath $(MOBILENET)))
+
 bench-search: install
-	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/trial_overhead.py --write benchmarks/README.md
 	$(BIN)/python benchmarks/search_efficiency.py --write benchmarks/README.md
+	$(BIN)/python benchmarks/tracking_outage.py --write benchmarks/README.md
+
+soak: install
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --hours 2 --write benchmarks/README.md
 
 bench-overhead: install
-	$(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/overhead.py --write benchmarks/README.md

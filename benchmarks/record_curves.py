@@ -1,9 +1,10 @@
-"""Record the training curves that search_efficiency.py replays: a small PSPNet on drawn street scenes, 64 times.
+"""Record the training curves that search_efficiency.py replays: PSPNet with MobileNetV2 on CamVid, 64 times.
 
 Each point of a grid of learning rates, auxiliary-loss weights and crop sizes is trained to its end by the platform's
-own training loop, in one process, and scored after every epoch. What is there already is not trained again.
+own training loop, in one process, as a trial of a search is: on `fit`, scored on `selection`, for as many pixels
+whatever the crop. What is there already is not trained again.
 
-    python benchmarks/record_curves.py --curves benchmarks/curves.json --processes 2
+    python benchmarks/record_curves.py --store stores/camvid --processes 2
 """
 
 import argparse
@@ -23,31 +24,29 @@ from reporting import versions
 
 from pspnet.training_stats import DivergedError
 from segfleet.config import TrainingConfig, differences, override, to_json
-from segfleet.ingest import ingest
-from segfleet.presets import tiny
-from segfleet.sources.cityscapes import cityscapes_source
-from segfleet.sources.demo import draw_demo
+from segfleet.presets import camvid_mobilenetv2
+from segfleet.pruning import epoch_weight, schedule_of
 from segfleet.worker import Place, Task, train
 
-BASE_LRS = [1e-3 * 2000 ** (step / 7) for step in range(8)]
+BASE_LRS = [1e-4 * 10 ** (step / 2) for step in range(8)]
 AUX_LOSS_WEIGHTS = [0.1, 0.7]
-CROP_SIZES = [49, 65, 81, 97]
-NUM_TRAIN, NUM_VAL, SIZE = 48, 16, (192, 96)
+CROP_SIZES = [97, 129, 161, 193]
 
 
-def base_config(store: str) -> TrainingConfig:
-    """Return what all trainings have in common."""
+def base_config(store: str, backbone_weights: str) -> TrainingConfig:
+    """Return what all trainings have in common: 27 epochs of 12 iterations."""
     return override(
-        tiny(),
+        camvid_mobilenetv2(),
         {
             "data.store": store,
+            "data.train_split": "fit",
+            "data.val_split": "selection",
+            "data.crop_size": 129,
             "data.max_scale": 1.5,
-            "model.output_stride": 16,
-            "model.head_channels": 64,
-            "optim.head_lr_factor": 1.0,
+            "model.backbone_weights": backbone_weights,
             "schedule.num_epochs": 27,
-            "schedule.global_batch_size": 8,
-            "schedule.max_iterations_per_epoch": 0,
+            "schedule.evaluate_every_epochs": 1,
+            "schedule.max_iterations_per_epoch": 12,
             "workers.num_workers": 1,
         },
     )
@@ -56,21 +55,21 @@ def base_config(store: str) -> TrainingConfig:
 def main() -> None:
     """Train what is missing and keep it after each training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", required=True, help="CamVid, ingested with a selection split")
+    parser.add_argument("--backbone-weights", default="imagenet", help="or a file")
     parser.add_argument("--curves", type=Path, default=Path(__file__).with_name("curves.json"))
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="curves-") as folder:
-        store = _store(Path(folder))
-        config = base_config(str(store))
+        config = base_config(options.store, options.backbone_weights)
         told = {
-            "about": f"PSPNet on {NUM_TRAIN} drawn street scenes of {SIZE[0]}x{SIZE[1]}, scored on {NUM_VAL} others",
-            "changes": {
+            "about": "PSPNet with MobileNetV2 on CamVid, 27 epochs of 12 batches of 8 crops of 129 or as many pixels",
+            "training": {
                 path: value
                 for path, value in differences(TrainingConfig(), config).items()
-                if path != "data.store"
+                if path not in ("data.store", "model.backbone_weights")
             },
             "versions": versions(),
-            "pixels_per_epoch": {str(side): side**2 * NUM_TRAIN for side in CROP_SIZES},
         }
         recorded = json.loads(options.curves.read_text())["curves"] if options.curves.exists() else []
         done = {_key(curve) for curve in recorded}
@@ -92,25 +91,21 @@ def main() -> None:
                 )
 
 
-def _store(folder: Path) -> Path:
-    logging.disable()
-    draw_demo(folder / "scenes", num_train=NUM_TRAIN, num_val=NUM_VAL, size=SIZE)
-    ingest(cityscapes_source(str(folder / "scenes")), folder / "store", selection_fraction=0.0)
-    return folder / "store"
-
-
 def _key(point: dict[str, Any]) -> str:
     return f"crop{point['crop_size']:03d}_lr{point['base_lr']:.5f}_aux{point['aux_loss_weight']:.2f}"
 
 
 def _curve(config: TrainingConfig, point: dict[str, Any], run_dir: str) -> dict[str, Any]:
-    """Train one point and return its mIoU after each epoch; fewer of them where it diverged."""
+    """Train one point and return its mIoU after each evaluation; fewer of them where it diverged."""
+    logging.disable()
     torch.set_num_threads(1)
     changes = {
         "optim.base_lr": point["base_lr"],
         "optim.aux_loss_weight": point["aux_loss_weight"],
         "data.crop_size": point["crop_size"],
     }
+    weight = epoch_weight(config, changes)
+    changes |= schedule_of(config, weight)
     reports: list[dict[str, Any]] = []
     task = Task(
         config_json=to_json(override(config, changes)),
@@ -126,8 +121,14 @@ def _curve(config: TrainingConfig, point: dict[str, Any], run_dir: str) -> dict[
             train(task, Place(), report=reports.append)
         except DivergedError:
             reason = "diverged"
-    mious = [round(report["miou"], 5) for report in reports]
-    return point | {"reason": reason, "miou": mious, "seconds": round(time.perf_counter() - begun, 1)}
+    scored = [report for report in reports if "miou" in report]
+    return point | {
+        "reason": reason,
+        "num_epochs": override(config, changes).schedule.num_epochs,
+        "epochs": [report["epoch"] for report in scored],
+        "miou": [round(report["miou"], 5) for report in scored],
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

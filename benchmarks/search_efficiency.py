@@ -1,9 +1,10 @@
 """How much cheaper does a search reach what random search reaches? Replayed on recorded training curves.
 
-Random search trains 16 points to their end; its best mIoU is the target and the pixels that it has seen are its cost.
+Random search trains 64 points to their end (--trials); its best mIoU is the target and the pixels that it has seen are
+its cost.
 Every other way proposes and prunes through the platform's own study, on the curve of the recorded point that is
-nearest, four trials side by side, until a trial that was trained to its end has the target. The last line of output is
-JSON.
+nearest, four trials side by side, until a trial that was trained to its end has the target. Time is counted in pixels:
+one unit is an epoch of the base configuration. The last line of output is JSON.
 
     python benchmarks/search_efficiency.py --quick
     python benchmarks/search_efficiency.py --write benchmarks/README.md
@@ -13,9 +14,12 @@ import argparse
 import heapq
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,9 +28,10 @@ import numpy as np
 from reporting import versions, write_between
 
 from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
+from segfleet.pruning import epoch_weight
 from segfleet.study import Study
 
-NUM_RANDOM_TRIALS = 16
+NUM_RANDOM_TRIALS = 64
 NUM_CONCURRENT = 4
 MAX_TRIALS = 128
 """A way that has not reached the target after so many trials has not reached it: its ratio counts as 0."""
@@ -46,7 +51,6 @@ RANDOM = Way("random, each trained to its end", "random", "none")
 OURS = Way("**TPE and ASHA** (the default)", "tpe", "asha")
 OTHERS = (
     Way("random and ASHA", "random", "asha"),
-    Way("Gaussian process and ASHA", "gp", "asha"),
     Way("TPE and the median rule", "tpe", "median"),
     Way("TPE, each trained to its end", "tpe", "none"),
 )
@@ -58,9 +62,8 @@ class Curves:
     def __init__(self, path: Path) -> None:
         values = json.loads(path.read_text())
         self.about: str = f"{values['about']}; recorded with {values['versions']}"
+        self.training: dict[str, Any] = values["training"]
         self.curves: list[dict[str, Any]] = values["curves"]
-        self.pixels_per_epoch = {int(side): pixels for side, pixels in values["pixels_per_epoch"].items()}
-        self.num_epochs = max(len(curve["miou"]) for curve in self.curves)
 
     def nearest(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the recorded curve of the same crop whose learning rate and auxiliary weight are nearest."""
@@ -96,22 +99,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curves", type=Path, default=Path(__file__).with_name("curves.json"))
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--trials", type=int, default=NUM_RANDOM_TRIALS, help="that random search trains")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="10 seeds, the default way only")
     parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     seeds = range(10 if options.quick else options.seeds)
     curves = Curves(options.curves)
     ways = (OURS,) if options.quick else (OURS, *OTHERS)
-    random = [replay(curves, RANDOM, seed, num_trials=NUM_RANDOM_TRIALS) for seed in seeds]
-    targets = [trace[-1][1] for trace in random]
-    costs = {
-        way.name: [
-            first_at(replay(curves, way, seed, num_trials=MAX_TRIALS, target=target), target)
-            for seed, target in zip(seeds, targets, strict=True)
-        ]
-        for way in ways
-    }
-    text = _table(random, targets, costs)
+    with ProcessPoolExecutor(options.processes) as pool:
+        random = list(pool.map(partial(replay, curves, RANDOM, num_trials=options.trials), seeds))
+        targets = [trace[-1][1] for trace in random]
+        costs = {}
+        for way in ways:
+            traces = pool.map(partial(replay, curves, way, num_trials=MAX_TRIALS), seeds, targets)
+            costs[way.name] = [first_at(trace, target) for trace, target in zip(traces, targets, strict=True)]
+            print(
+                f"{way.name}: {sum(map(math.isfinite, costs[way.name]))} of {len(seeds)} got there",
+                file=sys.stderr,
+            )
+    text = _table(options.trials, random, targets, costs)
     text += f"\n\n- curves: {curves.about}\n- {len(seeds)} seeds, {versions()}"
     print(text)
     if options.write:
@@ -121,12 +128,20 @@ def main() -> None:
 
 
 def replay(
-    curves: Curves, way: Way, seed: int, *, num_trials: int, target: float = math.inf
+    curves: Curves, way: Way, seed: int, target: float = math.inf, *, num_trials: int
 ) -> list[tuple[float, float]]:
-    """Return (pixels seen by all trials, best mIoU of those trained to their end) after each such trial."""
+    """Return (epochs' pixels seen by all trials, best mIoU of those trained to their end) after each such trial."""
     with tempfile.TemporaryDirectory(prefix="efficiency-") as folder:
         study = Study(_search(curves, way, seed, folder), store_digest="curves")
-        waiting: list[tuple[float, int, int, dict[str, Any]]] = []  # when, trial, epoch, curve
+        base = study.config.training
+        waiting: list[tuple[float, int, int, dict[str, Any]]] = []  # when, trial, evaluation, curve
+
+        def units(curve: dict[str, Any], index: int) -> float:
+            """Return what an evaluation costs since the one before, or, after the last, a divergence at once."""
+            epochs = [0, *curve["epochs"], curve["epochs"][-1] + 1 if curve["epochs"] else 1]
+            weight = epoch_weight(base, {"data.crop_size": curve["crop_size"]})
+            return weight * (epochs[index + 1] - epochs[index])
+
         num_asked, cost, best = 0, 0.0, -math.inf
         trace: list[tuple[float, float]] = []
         now = 0.0
@@ -134,26 +149,25 @@ def replay(
             while len(waiting) < NUM_CONCURRENT and num_asked < num_trials:
                 proposal = study.ask()
                 curve = curves.nearest(proposal.changes)
-                step = curves.pixels_per_epoch[curve["crop_size"]]
-                heapq.heappush(waiting, (now + step, proposal.number, 1, curve))
+                heapq.heappush(waiting, (now + units(curve, 0), proposal.number, 0, curve))
                 num_asked += 1
             if not waiting:
                 break
-            now, number, epoch, curve = heapq.heappop(waiting)
-            step = curves.pixels_per_epoch[curve["crop_size"]]
-            cost += step
-            if epoch > len(curve["miou"]):
+            now, number, index, curve = heapq.heappop(waiting)
+            cost += units(curve, index)
+            if index == len(curve["miou"]):
                 study.finish(number, "diverged", "as recorded")
                 continue
-            decision = study.report(number, epoch=epoch, miou=curve["miou"][epoch - 1])
-            if epoch == curves.num_epochs:
+            epoch = curve["epochs"][index]
+            decision = study.report(number, epoch=epoch, miou=curve["miou"][index])
+            if epoch == curve["num_epochs"]:
                 study.finish(number, "complete", f"{epoch} epochs")
                 best = max(best, *curve["miou"])
                 trace.append((cost, best))
             elif decision.stop:
                 study.finish(number, "pruned", decision.reason)
             else:
-                heapq.heappush(waiting, (now + step, number, epoch + 1, curve))
+                heapq.heappush(waiting, (now + units(curve, index + 1), number, index + 1, curve))
         return [*trace, (cost, best)]
 
 
@@ -163,15 +177,13 @@ def first_at(trace: Sequence[tuple[float, float]], target: float) -> float:
 
 
 def _search(curves: Curves, way: Way, seed: int, folder: str) -> SearchConfig:
-    training = override(
-        TrainingConfig(),
-        {"schedule.num_epochs": curves.num_epochs, "tracking.storage_dir": folder},
-    )
+    training = override(TrainingConfig(), curves.training | {"tracking.storage_dir": folder})
     config = SearchConfig(training=training, space=curves.space(), num_trials=MAX_TRIALS, seed=seed)
     return override(config, {"sampler": way.sampler, "scheduler": way.scheduler})
 
 
 def _table(
+    num_random: int,
     random: Sequence[Sequence[tuple[float, float]]],
     targets: Sequence[float],
     costs: dict[str, list[float]],
@@ -179,7 +191,7 @@ def _table(
     whole = [trace[-1][0] for trace in random]
     own = [first_at(trace, target) for trace, target in zip(random, targets, strict=True)]
     lines = [
-        f"| way | pixels seen to reach the best of {NUM_RANDOM_TRIALS} random trainings | times cheaper than these "
+        f"| way | epochs' pixels to reach the best of {num_random} random trainings | times cheaper than these "
         "| times cheaper than until that best one was there | not reached |",
         "| --- | --- | --- | --- | --- |",
         f"| {RANDOM.name} | {median(whole):.3g} | 1 | {_ratio(own, own)} | 0 |",

@@ -2,7 +2,8 @@
 
 Trials that are no better than others at the same epoch are stopped early. The study is kept in the storage folder:
 the same command continues it, and trains nothing where it is finished. Runs on the Ray cluster at RAY_ADDRESS, else
-on this machine. Exit code 1 where no trial completed, 2 for input that cannot be used.
+on this machine. Exit code 1 where no trial completed, 2 for input that cannot be used, 4 where
+another process works on the study.
 """
 
 from segfleet.cli import parse_search, run_job

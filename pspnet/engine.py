@@ -24,7 +24,7 @@ from pspnet.model import refuse_single_values
 from pspnet.optim import poly_factor, set_lr, warm_up_factor
 from pspnet.store import Split
 from pspnet.timing import PARTS, StepClock
-from pspnet.training_stats import DivergedError, IterationStats, TrainStats
+from pspnet.training_stats import DivergedError, EpochPart, IterationStats, TrainStats
 
 
 def train_one_epoch(
@@ -46,16 +46,23 @@ def train_one_epoch(
     cross_entropy: CrossEntropy = PLAIN,
     average: AveragedModel | None = None,
     on_iteration: Callable[[IterationStats], None] | None = None,
+    begun: EpochPart | None = None,
+    is_called: Callable[[], bool] | None = None,
+    on_call: Callable[[EpochPart], None] | None = None,
 ) -> TrainStats:
     """Take one optimizer step for each of `batches`, the shares of this worker, and return what they came to.
 
-    All workers must have equally many batches. `prepare` makes images and targets of a batch on the model's
-    device; `start_iteration` is the number of steps taken before this call, of `max_iterations` in all.
+    All workers must have equally many batches; the shares of one batch may differ in size. `prepare` makes images and
+    targets of a batch on the model's device; `start_iteration` is the number of steps taken before this call, of
+    `max_iterations` in all.
 
-    Each batch goes through the network in `accumulation_steps` equal parts, whose gradients sum to those of the
-    whole, but for BatchNorm and the choice of hard pixels, which know only their own part. A gradient whose norm
+    Each batch goes through the network in `accumulation_steps` parts, as equal as can be, whose gradients sum to those
+    of the whole, but for BatchNorm and the choice of hard pixels, which know only their own part. A gradient whose norm
     over all parameters exceeds `max_gradient_norm` (0: no limit) is scaled down to it. `average` is updated after
     each step.
+
+    An epoch that `begun` came of goes on after it, with the batches that follow. `is_called` is asked on each worker
+    before each step; after a step before which any worker said yes, all call `on_call` with the epoch so far.
     Raises DivergedError on all workers where the loss of any, or the gradient, is not finite.
     """
     train_mode(model)
@@ -65,23 +72,37 @@ def train_one_epoch(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     sums = torch.zeros(3, dtype=torch.float64)
     norms: list[float] = []
-    iteration, num_images, data_wait_s, lr = start_iteration, 0, 0.0, 0.0
+    first_iteration, num_images, data_wait_s = start_iteration, 0, 0.0
+    lr = float(optimizer.param_groups[0]["lr"])
     started, clock = time.monotonic(), StepClock(model, device)
+    if begun is not None:
+        scaler.load_state_dict(begun.scaler)
+        sums += torch.tensor(begun.sums, dtype=torch.float64)
+        norms += begun.norms
+        first_iteration += begun.iterations
+        num_images += begun.num_images
+        started -= begun.seconds
+    iteration = first_iteration
     for batch, wait_s in _timed(batches):
         began = time.monotonic() - wait_s
         clock.mark("data_wait")
-        if iteration == start_iteration:
+        if iteration == first_iteration:
             refuse_single_values(model, len(batch.windows) // accumulation_steps)
         images, target = prepare(batch)
-        assert len(images) % accumulation_steps == 0, f"{len(images)} images in {accumulation_steps} parts"
+        assert len(images) >= accumulation_steps, f"{len(images)} images in {accumulation_steps} parts"
         clock.mark("prepare")
         factor = poly_factor(iteration, max_iterations, power)
         set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
-        num_valid = summed(valid_weight(target, cross_entropy.class_weights))
+        num_valid = valid_weight(target, cross_entropy.class_weights)
+        calls = num_valid.new_full((), int(is_called is not None and is_called()))
+        num_here = num_valid.new_full((), len(images))
+        num_valid, calls, num_everywhere = summed(torch.stack([num_valid, calls, num_here]))
         clock.mark("all_reduce")
         shares = torch.zeros(3, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
-        parts = zip(images.chunk(accumulation_steps), target.chunk(accumulation_steps), strict=True)
+        parts = zip(
+            images.tensor_split(accumulation_steps), target.tensor_split(accumulation_steps), strict=True
+        )
         for number, (part, part_target) in enumerate(parts, start=1):
             is_last = number == accumulation_steps
             with _gradients_shared(model, is_last):
@@ -102,7 +123,10 @@ def train_one_epoch(
         clock.mark("all_reduce")
         scaler.unscale_(optimizer)
         norm = _limit_gradients(model, max_gradient_norm)
-        *losses, gradient_norm = torch.cat([everyones, norm.double()[None]]).tolist()
+        counts = torch.stack([calls, num_everywhere]).double()
+        *losses, gradient_norm, num_calls, num_batch = torch.cat(
+            [everyones, norm.double()[None], counts]
+        ).tolist()
         if not all(map(math.isfinite, losses)):
             raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
         if not math.isfinite(gradient_norm) and not scaler.is_enabled():  # the scaler leaves such a step out
@@ -116,7 +140,7 @@ def train_one_epoch(
 
         sums += torch.tensor(losses, dtype=torch.float64)
         norms += [gradient_norm] if math.isfinite(gradient_norm) else []
-        num_images += images.shape[0] * num_workers
+        num_images += int(num_batch)
         data_wait_s += wait_s
         lr = float(optimizer.param_groups[0]["lr"])
         if on_iteration is not None:
@@ -130,13 +154,25 @@ def train_one_epoch(
                     aux_loss=aux,
                     gradient_norm=gradient_norm,
                     lr=lr,
-                    images_per_s=images.shape[0] * num_workers / (time.monotonic() - began),
+                    images_per_s=num_batch / (time.monotonic() - began),
                     data_wait_s=wait_s,
                     parts_s=clock.latest,
                 )
             )
         iteration += 1
-    num_iterations = iteration - start_iteration
+        if num_calls and on_call is not None:
+            total, main, aux = sums.tolist()
+            on_call(
+                EpochPart(
+                    iterations=iteration - start_iteration,
+                    num_images=num_images,
+                    sums=(total, main, aux),
+                    norms=list(norms),
+                    scaler=scaler.state_dict(),
+                    seconds=time.monotonic() - started,
+                )
+            )
+    num_iterations, num_timed = iteration - start_iteration, iteration - first_iteration
     assert num_iterations > 0, "an epoch without a batch"
     total, main, aux = (sums / num_iterations).tolist()
     seconds = [data_wait_s, *clock.close().values()]
@@ -150,7 +186,7 @@ def train_one_epoch(
         lr=lr,
         images_per_s=num_images / (time.monotonic() - started),
         data_wait_s=waited,
-        parts_s={part: total / num_iterations for part, total in zip(PARTS, parts_s, strict=True)},
+        parts_s={part: total / max(1, num_timed) for part, total in zip(PARTS, parts_s, strict=True)},
         gradient_norm=sum(norms) / max(1, len(norms)),
         iterations=num_iterations,
     )

@@ -90,7 +90,7 @@ def _pairs(model: PSPNet) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
     hooks = []
     for module in model.modules():
-        if type(module) is nn.Conv2d:
+        if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(saw_convolution))
         elif type(module) is nn.BatchNorm2d:
             hooks.append(module.register_forward_pre_hook(sees_norm))

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 
 IGNORE_INDEX = 255
 """Train id of pixels that are in no loss and no metric."""
@@ -42,6 +43,8 @@ class ClassTable:
     classes: tuple[ClassInfo, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InputError(f"The name of a class table must be text, but got {shown(self.name)}.")
         for info in self.classes:
             _check_class(info, self.name)
         ids = [info.id for info in self.classes if info.id >= 0]
@@ -54,7 +57,7 @@ class ClassTable:
         if not train_ids or train_ids != list(range(len(train_ids))):
             raise InputError(
                 f"The train ids of class table {self.name!r} must be 0, 1, 2, ... without a gap (255: ignored), "
-                f"but got {train_ids}."
+                f"but got {shown(train_ids)}."
             )
 
     @cached_property
@@ -140,7 +143,7 @@ class ClassTable:
             return cls(values["name"], classes)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"A class table must have a name and classes, but this has not: {error!r}."
+                f"A class table must have a name and classes, but this has not: {shown(error)}."
             ) from error
 
     @cached_property
@@ -200,7 +203,7 @@ def read_class_table(path: str | Path) -> ClassTable:
             )
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"Line {line} of class table {path} must hold whole numbers, but: {error}."
+                f"Line {line} of class table {path} must hold whole numbers, but: {shown(error)}."
             ) from error
     return ClassTable(path.stem if path.stem != "classes" else path.parent.name, tuple(classes))
 
@@ -212,10 +215,13 @@ IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}
 def _check_class(info: ClassInfo, table: str) -> None:
     def require(ok: bool, rule: str, value: Any) -> None:
         if not ok:
-            raise InputError(f"In class table {table!r}, {rule}, but class {info.name!r} has {value!r}.")
+            raise InputError(
+                f"In class table {shown(table)}, {rule}, but class {shown(info.name)} has {shown(value)}."
+            )
 
     name: Any = info.name
     require(isinstance(name, str) and name != "", "names must be text that is not empty", name)
+    require(isinstance(info.category, str), "categories must be text", info.category)
     require(type(info.id) is int and -1 <= info.id <= MAX_ID, f"ids must be whole, -1 to {MAX_ID}", info.id)
     require(
         type(info.train_id) is int and 0 <= info.train_id <= IGNORE_INDEX,

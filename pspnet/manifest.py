@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 from pspnet.errors import InputError
+from pspnet.json_values import parse_json, read_record, shown, typed
 from pspnet.labels import ClassTable
 
 FORMAT = 1
@@ -150,35 +153,96 @@ class Manifest:
 def read_manifest(content: bytes, where: str) -> Manifest:
     """Return the manifest with this content, from `where`; InputError where it is damaged or of another format."""
     try:
-        values = json.loads(content)
-        version = values["format"]
-        if version == FORMAT:
-            manifest = Manifest(
-                name=values["name"],
-                class_table=ClassTable.from_dict(values["class_table"]),
-                splits={
-                    name: [ShardInfo(**shard) for shard in shards]
-                    for name, shards in values["splits"].items()
-                },
-                mean=tuple(map(float, values["mean"])),
-                std=tuple(map(float, values["std"])),
-                source=values["source"],
-                selection=Selection(**values["selection"]) if values.get("selection") else None,
-                left_out=values.get("left_out", []),
-            )
-            if manifest.digest != values["digest"]:
-                raise InputError(
-                    f"The manifest of a store must be as it was written, but the digest in {where} is not that of its "
-                    "shards. Ingest the data again."
-                )
+        values = parse_json(content, "It")
+        if not isinstance(values, dict) or "format" not in values:
+            raise InputError("It has no format.")
+        if values["format"] == FORMAT:
+            manifest = _manifest(values)
+            if manifest.digest != values.get("digest"):
+                raise InputError("Its digest is not that of its shards.")
             return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError as error:
         raise InputError(
-            f"The manifest of a store must be the JSON that ingest wrote, but {where} is not ({error!r}). "
+            f"The manifest of a store must be as ingest wrote it, but {where} is not. {error} "
             "Ingest the data again."
         ) from error
     raise InputError(
-        f"A store must be of format {FORMAT}, but {where} is of format {version}. Ingest the data again."
+        f"A store must be of format {FORMAT}, but {where} is of format {shown(values['format'])}. "
+        "Ingest the data again."
     )
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    splits = typed(dict[str, list[Any]], values.get("splits"), "splits")
+    manifest = Manifest(
+        name=typed(str, values.get("name"), "name"),
+        class_table=ClassTable.from_dict(typed(dict[str, Any], values.get("class_table"), "class_table")),
+        splits={
+            name: [read_record(ShardInfo, shard, f"a shard of {shown(name)}") for shard in shards]
+            for name, shards in splits.items()
+        },
+        mean=typed(tuple[float, ...], values.get("mean"), "mean"),
+        std=typed(tuple[float, ...], values.get("std"), "std"),
+        source=typed(dict[str, Any], values.get("source"), "source"),
+        selection=read_record(Selection, values["selection"], "selection")
+        if values.get("selection")
+        else None,
+        left_out=typed(list[str], values.get("left_out", []), "left_out"),
+    )
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise InputError where the parts do not fit together, or a shard's file is not one of the store's folder."""
+
+    def require(ok: bool, rule: str, value: object) -> None:
+        if not ok:
+            raise InputError(f"{rule}, but got {shown(value)}.")
+
+    num_counts = manifest.class_table.num_classes + 1
+    for name, shards in manifest.splits.items():
+        require(
+            name not in VIEWS or manifest.selection is None, "A split must not be train's cut as well", name
+        )
+        require(bool(shards), "A split must have a shard", name)
+        for shard in shards:
+            file = shard.file
+            is_plain = not set(file) & {"/", "\\", "\0", ":"} and file.strip(".") != ""
+            require(is_plain, "A shard's file must be a name in the store's folder", file)
+            is_digest = re.fullmatch("([0-9a-f]{64})?", shard.file_digest) is not None
+            require(is_digest, "The digest of a file must be 64 hexadecimal digits", shard.file_digest)
+            require(
+                0 <= shard.num_labelled <= shard.num_images,
+                "A shard has as many labels as images or fewer",
+                file,
+            )
+            require(
+                min(shard.num_pixels, shard.num_bytes, *shard.class_counts) >= 0, "Counts are 0 or more", file
+            )
+            require(
+                len(shard.class_counts) == num_counts, "A shard must count each class and the ignored", file
+            )
+            require(
+                len(shard.channel_sums) == len(shard.channel_square_sums) == 3,
+                "Three channels are summed",
+                file,
+            )
+            for size in shard.sizes:
+                sides = size.split(" x ")
+                require(len(sides) == 2 and all(map(_is_side, sides)), "Sizes are HEIGHT x WIDTH", size)
+            require(sum(shard.sizes.values()) == shard.num_images, "Each image of a shard has a size", file)
+    require(len(manifest.mean) == len(manifest.std) == 3, "mean and std have three values", manifest.std)
+    require(min(manifest.std) > 0, "std must be positive", manifest.std)
+    cut = manifest.selection
+    if cut is not None:
+        require("train" in manifest.splits, "A selection is cut from train", sorted(manifest.splits))
+        in_train = range(manifest.num_images("train"))
+        is_within = not cut.indices or (cut.indices[0] in in_train and cut.indices[-1] in in_train)
+        ascends = all(first < second for first, second in pairwise(cut.indices))
+        require(is_within and ascends, "A selection's indices ascend within train", cut.indices)
+        require(len(cut.class_counts) == num_counts, "A selection must count each class", cut.class_counts)
+
+
+def _is_side(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and int(text) > 0

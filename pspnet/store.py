@@ -31,6 +31,7 @@ from PIL import Image
 
 from pspnet import tiles
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 from pspnet.labels import IGNORE_INDEX, ClassTable
 from pspnet.location import Location
 from pspnet.manifest import MANIFEST_FILE, Manifest, Selection, ShardFormat, ShardInfo, read_manifest
@@ -99,7 +100,7 @@ class Store:
         self.check_split(name)
         indices = self.manifest.indices(name)
         shards = self.manifest.splits[name if indices is None else "train"]
-        in_place = [Path(self.location.path) / shard.file for shard in shards]
+        in_place = [(Path(self.location.path) / shard.file, shard) for shard in shards]
         if not self._cache.is_for(self.location):
             return Split(name, in_place, indices=indices)
         try:
@@ -109,7 +110,8 @@ class Store:
                 raise
             self._say(f"note: {self.location.text} is read over the network. {error}")
             return Split(name, in_place, indices=indices)
-        split = Split(name, [file.path for file in held], indices=indices)
+        copies = [(file.path, shard) for file, shard in zip(held, shards, strict=True)]
+        split = Split(name, copies, indices=indices)
         for descriptor in {file.descriptor for file in held}:
             weakref.finalize(split, os.close, descriptor)
         return split
@@ -158,9 +160,11 @@ class _Place:
 class Split:
     """The images of one split, memory-mapped, in the order of the ingest; with `indices` only those."""
 
-    def __init__(self, name: str, shards: Sequence[Path], *, indices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, name: str, shards: Sequence[tuple[Path, ShardInfo]], *, indices: Sequence[int] | None = None
+    ) -> None:
         self._name = name
-        places = [place for shard in shards for place in _map_shard(shard)]
+        places = [place for path, info in shards for place in _map_shard(path, info)]
         self._places = places if indices is None else [places[index] for index in indices]
 
     def __len__(self) -> int:
@@ -418,14 +422,32 @@ def remove_store(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _map_shard(path: Path) -> list[_Place]:
+def _map_shard(path: Path, info: ShardInfo) -> list[_Place]:
+    """Return where the images of a shard lie; InputError where the file is not the one that the manifest describes."""
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowInvalid) as error:
+        places = _places(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
-            f"A store must hold the shards that its manifest names, but {path} cannot be read ({error}). "
+            f"A store must hold the shards that its manifest names, but {path} cannot be read ({shown(error)}). "
             "Ingest the data again."
         ) from error
+    num_bytes = path.stat().st_size
+    if len(places) != info.num_images or num_bytes != (info.num_bytes or num_bytes):
+        raise InputError(
+            f"A shard must be as it was ingested, but {path} has {len(places)} images in {num_bytes} bytes and its "
+            f"manifest says {info.num_images} in {info.num_bytes or num_bytes}. Ingest the data again."
+        )
+    return places
+
+
+def _places(path: Path) -> list[_Place]:
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    if not reader.schema.equals(_SCHEMA):
+        raise InputError(
+            f"A shard must have the columns of a store, but {path} has not. Ingest the data again."
+        )
     shard_format = (reader.schema.metadata or {}).get(_FORMAT_KEY, b"raw").decode()
     if shard_format not in get_args(ShardFormat):
         raise InputError(
@@ -435,11 +457,16 @@ def _map_shard(path: Path) -> list[_Place]:
     places = []
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
+        batch.validate(full=True)
         names, heights, widths, images, labels = batch.columns
         for row in range(batch.num_rows):
             height, width = heights[row].as_py(), widths[row].as_py()
             image = _value(images, row)
             label = None if not labels[row].is_valid else _value(labels, row)
+            if min(height, width) < 1:
+                raise InputError(
+                    f"A shard must hold whole images, but {path} does not. Ingest the data again."
+                )
             if shard_format == "raw":
                 if image.size != height * width * 3 or (label is not None and label.size != height * width):
                     raise InputError(

@@ -49,6 +49,21 @@ class IterationStats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochPart:
+    """What the first steps of an epoch leave for the rest of it, beside weights and optimizer; plain numbers."""
+
+    iterations: int
+    num_images: int
+    """Of all workers."""
+    sums: tuple[float, float, float]
+    """Of their losses: total, main, auxiliary."""
+    norms: list[float]
+    scaler: dict[str, float | int]
+    """State of the gradient scaler, empty but for fp16."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainStats:
     """One epoch, over all workers."""
 
@@ -60,7 +75,8 @@ class TrainStats:
     """Of the backbone, at the last iteration."""
     images_per_s: float
     data_wait_s: float
-    """Time that a worker waited for data in the whole epoch, mean over workers."""
+    """Time that a worker waited for data in the whole epoch, mean over workers; this and the next since the epoch
+    went on, where it was begun elsewhere."""
     parts_s: dict[Part, float]
     """Seconds of each part of a step, mean over steps and workers."""
     gradient_norm: float

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pspnet.backbones import Backbone
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 from pspnet.model import PSPNet
 from pspnet.resnet import ResNet
 from pspnet.timm_backbones import TimmBackbone
@@ -88,7 +89,7 @@ def read_file(path: Path, field: str) -> Any:
         _check_not_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
-        reason = str(error).splitlines()[0]
+        reason = shown(error)
         raise InputError(
             f"{field} must be a safetensors file or a state dict of tensors, but "
             f"{path} cannot be read ({type(error).__name__}: {reason}). "

@@ -185,6 +185,12 @@ class Server:
                 self.process.wait()
             self.process = None
 
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
     def freeze(self) -> None:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGSTOP)

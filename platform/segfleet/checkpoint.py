@@ -6,12 +6,16 @@ epoch_0003/
   optimizer.safetensors  the tensors of the optimizer's state, keyed "<parameter number>/<name>"
   state.json             the rest: configuration, architecture, epoch, iteration, metrics, the optimizer's numbers
   manifest.json          size and sha256 of the others
+
+The folder `part` beside them holds the same of an epoch that is not over, where there was a reason to expect that the
+training would be cut off; it goes when the epoch's own checkpoint is there.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +27,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pspnet.errors import InputError
+from pspnet.json_values import parse_json, shown, typed
 from segfleet.faults import fault, halves
 
 FORMAT = 1
@@ -31,7 +36,22 @@ TRAINED_FILE = "trained.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
+PART_FOLDER = "part"
 ASIDE_PREFIX = ".aside-"
+_EPOCH = re.compile(r"epoch_[0-9]{1,18}")
+_STATE = {
+    "config": dict[str, Any],
+    "architecture": dict[str, Any],
+    "class_table": dict[str, Any],
+    "mean": list[float],
+    "std": list[float],
+    "store_digest": str,
+    "epoch": int,
+    "iteration": int,
+    "metrics": dict[str, Any],
+    "useful_s": float,
+    "part": dict[str, float | list[float] | dict[str, float]],
+}
 
 
 class DamagedCheckpointError(InputError):
@@ -101,15 +121,22 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             "A training prints its checkpoint's path; they lie in <storage_dir>/<run>/checkpoints/."
         )
     contents = _verified(folder)
-    state = json.loads(contents[STATE_FILE])
-    tensors = safetensors.torch.load(contents[OPTIMIZER_FILE])
-    return Checkpoint(
-        path=folder,
-        model_state=safetensors.torch.load(contents[MODEL_FILE]),
-        trained_state=safetensors.torch.load(contents.get(TRAINED_FILE, contents[MODEL_FILE])),
-        optimizer_state=_join_optimizer_state(tensors, state.pop("optimizer")),
-        state=state,
-    )
+    try:
+        state = typed(dict[str, Any], parse_json(contents[STATE_FILE], "It"), "It")
+        tensors = safetensors.torch.load(contents[OPTIMIZER_FILE])
+        return Checkpoint(
+            path=folder,
+            model_state=safetensors.torch.load(contents[MODEL_FILE]),
+            trained_state=safetensors.torch.load(contents.get(TRAINED_FILE, contents[MODEL_FILE])),
+            optimizer_state=_join_optimizer_state(tensors, state.pop("optimizer")),
+            state=_checked_state(state),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        # Whoever wrote it gave it digests that fit.
+        raise DamagedCheckpointError(
+            f"A checkpoint must be as a training wrote it, but {folder} is not ({shown(error)}). "
+            "Use another checkpoint of the run."
+        ) from error
 
 
 def newest_good(checkpoints_dir: str | Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
@@ -122,6 +149,21 @@ def newest_good(checkpoints_dir: str | Path, *, say: Callable[[str], None] = pri
     return None
 
 
+def newest_part(
+    checkpoints_dir: str | Path, whole: Checkpoint | None, *, say: Callable[[str], None] = print
+) -> Checkpoint | None:
+    """Return the good checkpoint of an epoch's part, if there is one and training got further with it than `whole`."""
+    folder = Path(checkpoints_dir) / PART_FOLDER
+    if not folder.is_dir():
+        return None
+    try:
+        part = load_checkpoint(folder)
+    except DamagedCheckpointError as error:
+        say(f"passed over a damaged checkpoint: {error}")
+        return None
+    return part if whole is None or part.state["iteration"] > whole.state["iteration"] else None
+
+
 def checkpoint_path(checkpoints_dir: str | Path, epoch: int) -> Path:
     """Return the folder of the checkpoint that is written after `epoch` epochs."""
     return Path(checkpoints_dir) / f"epoch_{epoch:04d}"
@@ -129,7 +171,8 @@ def checkpoint_path(checkpoints_dir: str | Path, epoch: int) -> Path:
 
 def checkpoint_folders(checkpoints_dir: str | Path) -> list[Path]:
     """Return the folders of the checkpoints there, oldest first."""
-    return sorted(Path(checkpoints_dir).glob("epoch_[0-9]*"), key=lambda path: int(path.name.split("_")[1]))
+    found = [path for path in Path(checkpoints_dir).glob("epoch_*") if _EPOCH.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("_")[1]))
 
 
 def best_checkpoint(checkpoints_dir: str | Path) -> Path | None:
@@ -138,9 +181,9 @@ def best_checkpoint(checkpoints_dir: str | Path) -> Path | None:
 
 
 def retain(checkpoints_dir: str | Path, *, num_newest: int = 2) -> None:
-    """Delete all checkpoints but the newest ones and the best, and what dead writers left."""
+    """Delete all checkpoints but the newest ones and the best, those of parts, and what dead writers left."""
     kept = {*checkpoint_folders(checkpoints_dir)[-num_newest:], best_checkpoint(checkpoints_dir)}
-    for folder in checkpoint_folders(checkpoints_dir):
+    for folder in [*checkpoint_folders(checkpoints_dir), *Path(checkpoints_dir).glob(PART_FOLDER)]:
         if folder not in kept:
             aside = folder.parent / f"{ASIDE_PREFIX}old-{uuid.uuid4().hex[:8]}"
             os.rename(folder, aside)
@@ -161,27 +204,27 @@ def finite(value: Any) -> Any:
 
 def _miou(folder: Path) -> float:
     try:
-        value = json.loads((folder / STATE_FILE).read_text())["metrics"]["miou"]
-    except (OSError, ValueError, KeyError):
+        value = parse_json((folder / STATE_FILE).read_bytes(), "It")["metrics"]["miou"]
+        return -1.0 if value is None else typed(float, value, "miou")
+    except (OSError, ValueError, KeyError, TypeError):
         return -1.0
-    return -1.0 if value is None else float(value)
 
 
 def _verified(folder: Path) -> dict[str, bytes]:
     """Return the bytes of each file, all read once and all as the manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
-        files = dict(manifest["files"])
+        manifest = parse_json((folder / MANIFEST_FILE).read_bytes(), "It")
+        files = typed(dict[str, dict[str, int | str]], manifest["files"], "files")
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(
-            f"A checkpoint must have a readable {MANIFEST_FILE}, but {folder} has none ({error}). "
+            f"A checkpoint must have a readable {MANIFEST_FILE}, but {folder} has none ({shown(error)}). "
             "Use another checkpoint of the run."
         ) from error
     if version != FORMAT or set(files) - {TRAINED_FILE} != {MODEL_FILE, OPTIMIZER_FILE, STATE_FILE}:
         raise DamagedCheckpointError(
-            f"A checkpoint must be of format {FORMAT}, but {folder} is of format {version} with the files "
-            f"{', '.join(sorted(files))}. Read it with the version of segfleet that wrote it."
+            f"A checkpoint must be of format {FORMAT}, but {folder} is of format {shown(version)} with the files "
+            f"{shown(', '.join(sorted(files)))}. Read it with the version of segfleet that wrote it."
         )
     contents = {}
     for name, expected in files.items():
@@ -193,8 +236,8 @@ def _verified(folder: Path) -> dict[str, bytes]:
             ) from error
         if _described(content) != expected:
             raise DamagedCheckpointError(
-                f"{folder / name} must have the {expected['size']} bytes and the sha256 of its manifest, but its "
-                f"{len(content)} bytes differ. Use another checkpoint of the run."
+                f"{folder / name} must have the {shown(expected.get('size'))} bytes and the sha256 of its manifest, "
+                f"but its {len(content)} bytes differ. Use another checkpoint of the run."
             )
         contents[name] = content
     return contents
@@ -202,6 +245,13 @@ def _verified(folder: Path) -> dict[str, bytes]:
 
 def _described(content: bytes) -> dict[str, Any]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _checked_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return `state`; InputError where what is common to the checkpoints of trainings is of another type."""
+    for name in state.keys() & _STATE.keys():
+        typed(_STATE[name], state[name], name)
+    return state
 
 
 def _written(path: Path, content: bytes) -> dict[str, Any]:
@@ -261,7 +311,7 @@ def _join_optimizer_state(tensors: Mapping[str, Tensor], numbers: Mapping[str, A
     for path, tensor in tensors.items():
         key, name = path.split("/", 1)
         state.setdefault(int(key), {})[name] = tensor
-    for key, name, value in numbers["others"]:
+    for key, name, value in typed(list[list[Any]], numbers["others"], "others"):
         state.setdefault(int(key), {})[name] = value
     return {"state": state, "param_groups": numbers["param_groups"]}
 

@@ -32,9 +32,10 @@ def check_clean_load(model: SegmentationModel, *, tracking_uri: str) -> None:
     It may not unpickle anything: MLFLOW_ALLOW_PICKLE_DESERIALIZATION is false there.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "segfleet.clean_load", model.source, tracking_uri],
+        [sys.executable, "-m", "segfleet.clean_load", model.source],
         env=os.environ
         | {
+            "MLFLOW_TRACKING_URI": tracking_uri,  # not an argument: every user of the machine sees those
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         },
@@ -54,4 +55,4 @@ def check_clean_load(model: SegmentationModel, *, tracking_uri: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(fingerprints(fetch(sys.argv[1], tracking_uri=sys.argv[2]))))
+    print(json.dumps(fingerprints(fetch(sys.argv[1]))))

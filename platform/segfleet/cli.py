@@ -7,15 +7,30 @@ from typing import TypeVar
 import tyro
 
 from pspnet.errors import InputError
-from segfleet.config import SearchConfig, TrainingConfig, differences, load_config, override, to_json
+from segfleet.config import (
+    SearchConfig,
+    TrainingConfig,
+    differences,
+    load_config,
+    override,
+    to_json,
+    without_passwords,
+)
+from segfleet.lease import EXIT_CODE, HeldError
 
 Settings = TypeVar("Settings")
 
 
 def run_job(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit: 0, its own code, or 2 with one plain message where a person's input cannot be used."""
+    """Call `main` and exit: 0, its own code, or 2 with one plain message where a person's input cannot be used.
+
+    4 where another process works on the same study or training; 130 where a person interrupted it.
+    """
     try:
         sys.exit(main() or 0)
+    except HeldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except (InputError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -86,7 +101,7 @@ def _parse(
     )
     config = override(base, differences(base, parsed))
     if print_config:
-        print(to_json(config), end="")
+        print(to_json(without_passwords(config)), end="")
         sys.exit(0)
     return config
 

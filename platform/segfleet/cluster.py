@@ -15,8 +15,10 @@ import ray.util
 from pspnet.errors import InputError
 from pspnet.location import is_uri
 from segfleet.config import TrainingConfig, WorkersConfig
+from segfleet.secret import is_secret
 
 CONNECT_TIMEOUT_S = 5.0
+HALT_S = 90.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
 
@@ -87,7 +89,7 @@ def check_resources(config: TrainingConfig) -> None:
         return
     workers, nodes = config.workers, _nodes()
     places = _places(workers, nodes)
-    if places >= workers.num_workers or has_autoscaler():
+    if places >= (workers.min_workers or workers.num_workers) or has_autoscaler():
         return
     largest_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
@@ -156,9 +158,11 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
 
 
 def environment(workers: WorkersConfig) -> dict[str, str]:
-    """Return the environment variables that each of the workers is started with."""
+    """Return the environment variables that each of the workers is started with: no secret, as Ray records them."""
     passed_on = {
-        name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "SEGFLEET_"))
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("MLFLOW_", "SEGFLEET_")) and not is_secret(name, value)
     }
     return passed_on | {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
@@ -212,8 +216,12 @@ def _start_local(*, has_dashboard: bool) -> None:
 
 
 def tune_ray() -> None:
-    """Ask Ray Train for the short interval that a quick report needs, and to start no needless process."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
+    """Ask Ray Train for an interval short enough to start quickly and too long to be felt, and for no needless process.
+
+    A worker that answers nothing for HALT_S (stopped, or its host frozen) is taken for dead; Ray would wait 600 s.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{HALT_S:.0f}")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if ray.is_initialized() and len(ray.nodes()) == 1 and not has_autoscaler():

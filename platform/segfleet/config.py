@@ -19,7 +19,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from pspnet.errors import InputError
+from pspnet.json_values import parse_json, shown
 from pspnet.sizes import notation, sides
+from segfleet.secret import masked
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -96,6 +98,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop_size", notation(self.crop_size))
+        _require(
+            masked(self.store) == self.store,
+            f"data.store must be without a password, because it is recorded, but got {masked(self.store)}. Give the "
+            "credentials as the cloud's own tools take them: in the environment or in a file.",
+        )
         _require_sides(self.crop_size, (0, 1))
         _require(
             0 < self.min_scale <= self.max_scale <= 10,
@@ -374,6 +381,9 @@ class WorkersConfig:
     num_workers: int = 1
     """Processes of the DDP group."""
 
+    min_workers: int = 0
+    """With how few of them training goes on when nodes are lost, until there is room for all again; 0 waits for all."""
+
     use_gpu: bool = False
     """One GPU for each worker (nccl); otherwise CPUs (gloo)."""
 
@@ -405,6 +415,11 @@ class WorkersConfig:
         for name in ("num_workers", "cpus_per_worker"):
             value = getattr(self, name)
             _require(value >= 1, f"workers.{name} must be at least 1, but got {value}.")
+        _require(
+            0 <= self.min_workers <= self.num_workers,
+            f"workers.min_workers must be between 0 and workers.num_workers ({self.num_workers}), but got "
+            f"{self.min_workers}. 0 waits for all.",
+        )
         _require(
             self.max_failures >= 0,
             f"workers.max_failures must be 0 or more, but got {self.max_failures}. 0 never restarts.",
@@ -492,6 +507,15 @@ class TrainingConfig:
         """Images that a worker takes through the network at a time."""
         return self.per_worker_batch_size // self.schedule.accumulation_steps
 
+    def accumulation_steps_of(self, num_workers: int) -> int:
+        """Return in how many parts each of so many workers, fewer than asked for, takes its share of a global batch.
+
+        No part has more images than with all workers, unless BatchNorm would be left with a single one.
+        """
+        batch, micro = self.schedule.global_batch_size, self.micro_batch_size
+        largest, smallest = -(-batch // num_workers), batch // num_workers
+        return max(1, min(-(-largest // micro), smallest // min(2, micro)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpaceConfig:
@@ -541,7 +565,8 @@ class SearchConfig:
     """Name of the study: the same name continues it, with the same data, base configuration and space."""
 
     study_storage: str = ""
-    """Optuna storage: empty for a journal file below storage_dir, or an RDB URL (sqlite:///…, postgresql://…)."""
+    """Where the study is kept: empty for a journal file below storage_dir, or a database: sqlite:///FILE, or
+    postgresql://USER:PASSWORD@HOST/DATABASE (needs pip install 'segfleet[postgresql]')."""
 
     score_trials_on: Literal["selection", "val"] = "selection"
     """Where the store cuts train in two, trials train on the one part and are scored on the other, `selection`, and
@@ -557,6 +582,10 @@ class SearchConfig:
     """Searches a part of the study's space in a study of its own that begins with the trials that lie in it:
     base_lr=1e-3..1e-2, aux_loss_weight=0.2..0.6, crop_size=473,593 or a setting of space.also likewise."""
 
+    objective: Literal["quality", "quality,cost"] = "quality"
+    """What the study looks for: the highest mIoU, or the front of trials than which none is better and as cheap, or
+    cheaper and as good, in worker-seconds (GPU-seconds on GPUs). The front is reported; the best in mIoU still wins."""
+
     sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
     """Who proposes: TPE (multivariate, constant liar), a Gaussian process, chance, or every point of a grid."""
 
@@ -570,11 +599,23 @@ class SearchConfig:
     """Who prunes: ASHA at its rungs; the median of the complete trials at the same epoch, after five of them;
     or nobody."""
 
-    min_epochs: int = 1
-    """Epochs that every trial may train before it can be pruned (ASHA's grace period)."""
+    min_epochs: int = 0
+    """Epochs that every trial may train before it can be pruned (ASHA's grace period); 0: a ninth of num_epochs. Too
+    early a look takes those for the best that learn fast, not those that learn much (benchmarks/README.md)."""
 
     reduction_factor: int = 3
     """At each rung, one in so many trials goes on (ASHA's eta)."""
+
+    fidelity: Literal["pixels", "epochs"] = "pixels"
+    """What trials are compared at, and how long they train: as many pixels as the base configuration sees in its
+    epochs, so that a trial with a smaller crop trains more epochs and costs as much; or equally many epochs."""
+
+    num_finalists: int = 3
+    """After the search, so many of its best trials are trained again, each with num_seeds other seeds, and the winner
+    is the one whose mean mIoU has the highest lower confidence bound; 0 takes the best trial as it is."""
+
+    num_seeds: int = 2
+    """Seeds that each finalist is trained again with; their spread tells a lead from luck."""
 
     max_concurrent_trials: int = 0
     """Trials that train side by side; 0 takes as many as the cluster's resources hold."""
@@ -583,15 +624,20 @@ class SearchConfig:
     """Seed of the sampler."""
 
     def __post_init__(self) -> None:
-        for name in ("num_trials", "min_epochs", "grid_points"):
+        for name in ("num_trials", "grid_points", "num_seeds"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1, but got {value}.")
-        for name in ("num_startup_trials", "max_concurrent_trials", "extend"):
+        for name in ("min_epochs", "num_startup_trials", "max_concurrent_trials", "extend", "num_finalists"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} must be 0 or more, but got {value}.")
         _require(
             self.reduction_factor >= 2,
             f"reduction_factor must be at least 2, but got {self.reduction_factor}.",
+        )
+        _require(
+            self.objective == "quality" or self.scheduler == "none",
+            f"objective quality,cost needs every trial at its end, to know what it costs, but got scheduler "
+            f"{self.scheduler}. Give --scheduler none.",
         )
         _require(
             self.study.strip() != "" and "/" not in self.study,
@@ -613,6 +659,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         *parents, name = path.split(".")
         for parent in parents:
             level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise InputError(f"{parent} is a group of settings, but got a value for it beside {path}.")
         level[name] = value
     return typing.cast(Config, _replaced(config, nested, prefix=""))
 
@@ -635,6 +683,16 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def without_passwords(config: Config) -> Config:
+    """Return `config` as it may be stored and shown: see `segfleet.secret`."""
+    addresses = {
+        path: masked(value)
+        for path, value in flat(config).items()
+        if path.endswith(("tracking_uri", "study_storage"))
+    }
+    return override(config, addresses)
+
+
 def to_json(config: TrainingConfig | SearchConfig) -> str:
     """Return the configuration as indented JSON; `from_json` reads it back to an equal one."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -642,10 +700,7 @@ def to_json(config: TrainingConfig | SearchConfig) -> str:
 
 def from_json(kind: type[Config], text: str) -> Config:
     """Return the configuration that `to_json` wrote; fields that it lacks keep their defaults."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"A stored configuration must be JSON, but this is not: {error}.") from error
+    values = parse_json(text, "A stored configuration")
     if not isinstance(values, dict):
         raise InputError(f"A stored configuration must be a JSON object, but got {type(values).__name__}.")
     return typing.cast(Config, _replaced(kind(), values, prefix=""))
@@ -654,11 +709,10 @@ def from_json(kind: type[Config], text: str) -> Config:
 def load_config(kind: type[Config], path: str | Path) -> Config:
     """Return the configuration stored in the JSON file at `path`."""
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise InputError(
-            f"The configuration file must be readable, but {path} is not: {error.strerror}."
-        ) from error
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"The configuration file must be readable, but {path} is not: {cause}.") from error
     return from_json(kind, text)
 
 
@@ -674,7 +728,7 @@ def _replaced(config: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
     if unknown:
         near = difflib.get_close_matches(unknown[0], hints, n=1)
         raise InputError(
-            f"There is no setting {prefix}{unknown[0]}. "
+            f"There is no setting {prefix}{unknown[0][:60]}. "
             + (f"Did you mean {prefix}{near[0]}?" if near else f"There are: {', '.join(sorted(hints))}.")
         )
     changes = {}
@@ -683,7 +737,7 @@ def _replaced(config: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise InputError(
-                    f"{path} is a group of settings, but got {value!r}. Name one of them: {path}.…."
+                    f"{path} is a group of settings, but got {shown(value)}. Name one of them: {path}.…."
                 )
             changes[name] = _replaced(current, value, prefix=path + ".")
         else:
@@ -694,20 +748,26 @@ def _replaced(config: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
 def _checked(value: Any, kind: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        if value not in arguments:
-            raise InputError(f"{path} must be one of {', '.join(map(str, arguments))}, but got {value!r}.")
+        if not any(value == item and type(value) is type(item) for item in arguments):
+            raise InputError(
+                f"{path} must be one of {', '.join(map(str, arguments))}, but got {shown(value)}."
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{path} must be a list, but got {value!r}.")
+            raise InputError(f"{path} must be a list, but got {shown(value)}.")
         return tuple(_checked(item, arguments[0], path) for item in value)
     if origin is types.UnionType:
         if type(value) not in arguments:
             names = " or ".join(it.__name__ for it in arguments)
-            raise InputError(f"{path} must be of type {names}, but got {value!r}.")
+            raise InputError(f"{path} must be of type {names}, but got {shown(value)}.")
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{path} must be of type {kind.__name__}, but got {value!r}.")
+        raise InputError(f"{path} must be of type {kind.__name__}, but got {shown(value)}.")
+    if kind is str and "\0" in value:
+        raise InputError(f"{path} must be text without zero bytes, but got {shown(value)}.")
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise InputError(f"{path} must be a number of 64 bits, but got {shown(value)}.")
     return value

@@ -1,7 +1,8 @@
 """Named places in the program where a test may let it die, halt, fail or wait.
 
 They do nothing unless SEGFLEET_FAULT says so: "<point>:<kind>" or "<point>:<kind>:<n>", the n-th time the process
-comes there (the first, if n is not given); several are divided by commas. The kinds are
+comes there (the first, if n is not given); several are divided by commas. "@<file>" stands for what that file says:
+whoever acts first renames it to <file>.acted, so that it happens once among many processes. The kinds are
   kill        SIGKILL to this process
   stop        SIGSTOP to this process
   raise       a FaultError
@@ -9,14 +10,17 @@ comes there (the first, if n is not given); several are divided by commas. The k
 """
 
 import collections
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 from pspnet.errors import InputError
 
 VARIABLE = "SEGFLEET_FAULT"
 POINTS = (
+    "training.step",  # an iteration is done
     "checkpoint.opened",  # an empty folder aside
     "checkpoint.file",  # half of a file is written
     "checkpoint.files",  # all files but the manifest
@@ -24,6 +28,17 @@ POINTS = (
     "checkpoint.moved",  # an older checkpoint of that name is moved away
     "checkpoint.renamed",  # in place, the older one not yet deleted
     "checkpoint.saved",
+    "trial.heard",  # Tune's process of a trial has a report, Tune not yet
+    "group.held",  # the group's actor holds a report that nobody has heard
+    "study.asked",  # a trial without settings
+    "study.drawn",  # settings that nobody but Optuna knows
+    "study.reasoned",  # why the trial ended, not that it did
+    "trial.opened",  # an MLflow run that the study does not know
+    "trial.noted",  # a run without a training
+    "trial.reported",  # a report that the study has, and its trial not yet
+    "trial.finished",  # ended in the study, not in its run
+    "search.trained",  # all trials ended, no winner packaged
+    "search.packaged",  # not registered
     "spool.line",  # half of a line is written
     "spool.written",
     "spool.sent",  # the server has it, the spool does not know
@@ -47,21 +62,42 @@ _times: collections.Counter[str] = collections.Counter()
 
 def fault(point: str) -> None:
     """Do what SEGFLEET_FAULT says of this point; nothing where it says nothing."""
-    text = os.environ.get(VARIABLE)
+    text = _text()
     if not text:
         return
     assert point in POINTS, point
     _times[point] += 1
     for name, kind, number in map(_parsed, text.split(",")):
-        if name == point and number == _times[point]:
+        if name == point and number == _times[point] and _is_ours():
             _act(point, kind)
 
 
 def halves(point: str, content: bytes) -> tuple[bytes, bytes]:
     """Return `content` in two parts between which `point` lies: the first is empty where no fault is set."""
-    is_set = point in os.environ.get(VARIABLE, "")
+    is_set = point in _text()
     middle = len(content) // 2 if is_set else 0
     return content[:middle], content[middle:]
+
+
+def _text() -> str:
+    text = os.environ.get(VARIABLE, "")
+    if not text.startswith("@"):
+        return text
+    with contextlib.suppress(FileNotFoundError):
+        return Path(text[1:]).read_text()
+    return ""
+
+
+def _is_ours() -> bool:
+    """Whether this process is the one that acts: of a file, the first that takes it."""
+    text = os.environ[VARIABLE]
+    if not text.startswith("@"):
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(text[1:], text[1:] + ".acted")
+        os.utime(text[1:] + ".acted")
+        return True
+    return False
 
 
 def _parsed(text: str) -> tuple[str, str, int]:

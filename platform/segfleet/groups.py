@@ -13,10 +13,11 @@ started again and goes on with the task, from its checkpoint.
 
 import contextlib
 import gc
+import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,11 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segfleet import cluster, trainer
-from segfleet.config import TrainingConfig, from_json, to_json
-from segfleet.worker import (
-    Place,
-    StoppedError,
-    Task,
-    execute,
-    here,
-    read_outcome,
-    record_outcome,
-)
+from segfleet.config import TrainingConfig, from_json, to_json, without_passwords
+from segfleet.faults import fault
+from segfleet.outcome import StoppedError, read_outcome, record_outcome
+from segfleet.secret import secrets_of
+from segfleet.worker import Place, Task, execute, here
 
 POLL_S = 10.0
 CLOSE_TIMEOUT_S = 30.0
@@ -47,7 +43,10 @@ CLOSE_TIMEOUT_S = 30.0
 class Group:
     """The actor of a group; every method may be called again after its caller died."""
 
-    def __init__(self, config_json: str, storage_path: str, own_name: str) -> None:
+    def __init__(
+        self, config_json: str, storage_path: str, own_name: str, secrets: Mapping[str, str] | None = None
+    ) -> None:
+        os.environ.update(secrets or {})
         self._config = from_json(TrainingConfig, config_json)
         self._storage_path, self._own_name = storage_path, own_name
         self._changed = threading.Condition()
@@ -112,6 +111,7 @@ class Group:
             if self._goes_on is not False:
                 self._goes_on = None
                 self._hold(metrics)
+                fault("group.held")
                 self._changed.wait_for(lambda: self._goes_on is not None)
             return bool(self._goes_on)
 
@@ -203,10 +203,13 @@ def start(config: TrainingConfig, storage_path: Path) -> tuple[str, ActorHandle]
     options = {
         "name": name,
         "max_concurrency": 16,
+        "max_restarts": -1,  # it begins without a task, and whoever waits for the trial gives it again
         "runtime_env": {"env_vars": cluster.worker_environment(config)},
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
     }
-    return name, actor.options(**options).remote(to_json(config), str(storage_path), name)
+    secrets = secrets_of(os.environ, config.tracking.tracking_uri)
+    config_json = to_json(without_passwords(config))
+    return name, actor.options(**options).remote(config_json, str(storage_path), name, secrets)
 
 
 def close(actor: ActorHandle) -> None:

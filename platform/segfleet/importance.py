@@ -1,13 +1,14 @@
 """Which settings matter, from the trials of a study: fANOVA (Hutter et al., ICML 2014) with a bootstrap over trials.
 
 Trials are pruned at different epochs, and mIoU rises with them. They are therefore compared where half of them got:
-at the last epoch that at least half of the trials reached.
+at the last fidelity (pixels seen, in epochs of the base configuration) that at least half of the trials reached.
 """
 
 import html
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ class Importance:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trials and their mIoU at one epoch, as a study of Optuna's."""
+    """Trials and their mIoU at one fidelity, as a study of Optuna's."""
 
-    epoch: int
+    epoch: float
+    """Of the base configuration: where trials had seen as many pixels as it had after it."""
     study: optuna.Study
 
     @property
@@ -51,15 +53,18 @@ class Comparison:
         return len(self.study.get_trials(deepcopy=False))
 
 
-def compared(trials: Sequence[FrozenTrial]) -> Comparison | None:
-    """Return the trials at the last epoch that at least half of them reached; None where they are too few."""
-    reached = [max(trial.intermediate_values) for trial in trials if trial.intermediate_values]
+def compared(trials: Sequence[tuple[FrozenTrial, Mapping[float, float]]]) -> Comparison | None:
+    """Return the trials, each given with its mIoU by fidelity, at the last one that at least half of them reached.
+
+    None where they are too few.
+    """
+    reached = [max(mious) for _, mious in trials if mious]
     if len(reached) < MIN_TRIALS:
         return None
     epoch = sorted(reached, reverse=True)[(len(reached) + 1) // 2 - 1]
     study = optuna.create_study(direction="maximize")
-    for trial in trials:
-        value = _value_at(trial.intermediate_values, epoch)
+    for trial, mious in trials:
+        value = _value_at(mious, epoch)
         if value is not None:
             study.add_trial(_at_value(trial, value))
     return Comparison(epoch, study)
@@ -83,23 +88,47 @@ def importances(comparison: Comparison, *, seed: int = 0) -> list[Importance]:
 
 
 def interactive_plots(comparison: Comparison, title: str) -> str:
-    """Return a page with Optuna's importance, parallel coordinates and slices, its scripts included."""
+    """Return a page with Optuna's history, parallel coordinates, slices and importance, its scripts included."""
     from optuna import visualization
     from plotly.graph_objects import Figure
 
     figures: list[Figure] = [
+        visualization.plot_optimization_history(comparison.study, target_name="mIoU"),
         visualization.plot_parallel_coordinate(comparison.study, target_name="mIoU"),
         visualization.plot_slice(comparison.study, target_name="mIoU"),
     ]
+    if len(comparison.study.best_params) > 1:
+        figures.append(visualization.plot_param_importances(comparison.study, target_name="mIoU"))
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)
     ]
-    heading = html.escape(f"{title}: mIoU after epoch {comparison.epoch} of {comparison.num_trials} trials")
+    heading = html.escape(
+        f"{title}: mIoU after epoch {comparison.epoch:.4g} of {comparison.num_trials} trials"
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{heading}</title><h1>{heading}</h1>'
         + "".join(parts)
         + "</html>\n"
     )
+
+
+def draw_parallel(comparison: Comparison, *, title: str, path: Path) -> Path:
+    """Draw a line for each trial through its settings, coloured by its mIoU; return where the picture is."""
+    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
+
+    pyplot.switch_backend("agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is experimental, and of a setting with one value
+        axes = plot_parallel_coordinate(comparison.study, target_name="mIoU")
+    axes.set_title(title)
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.set_size_inches(11, 5)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
 
 
 def _shares(trials: Sequence[FrozenTrial], seed: int) -> dict[str, float]:
@@ -115,8 +144,8 @@ def _shares(trials: Sequence[FrozenTrial], seed: int) -> dict[str, float]:
     return {name: float(share) if np.isfinite(share) else 0.0 for name, share in found.items()}
 
 
-def _value_at(mious: Mapping[int, float], epoch: int) -> float | None:
-    """Return the last value up to an epoch; None for a trial that did not get there."""
+def _value_at(mious: Mapping[float, float], epoch: float) -> float | None:
+    """Return the last value up to a fidelity; None for a trial that did not get there."""
     if not mious or max(mious) < epoch:
         return None
     return mious[max(step for step in mious if step <= epoch)] if min(mious) <= epoch else None

@@ -20,6 +20,7 @@ import numpy as np
 import ray
 
 from pspnet.errors import InputError
+from pspnet.json_values import parse_json, read_record, typed
 from pspnet.manifest import MANIFEST_FILE, SELECTION, VIEWS, Manifest, ShardFormat, ShardInfo
 from pspnet.store import Sample, Store, publish_store, remove_store, write_shard
 from segfleet.checks import Finding, PairFacts, check_pair, compare_pairs, from_json, to_json
@@ -354,18 +355,23 @@ def _read_note(note: Path, task: _Task) -> _Written | None:
     """Return what an ingest that was killed has written of this very task."""
     if not note.is_file():
         return None
-    values = json.loads(note.read_text())
-    if "facts" not in values or values["left_out"] != sorted(task.left_out):
+    try:
+        values = typed(dict[str, Any], parse_json(note.read_bytes(), "It"), "It")
+        info = None if values["info"] is None else read_record(ShardInfo, values["info"], "info")
+        facts = [read_record(PairFacts, item, "facts") for item in values["facts"]]
+        problems = from_json(values["problems"])
+        is_same = values["left_out"] == sorted(task.left_out)
+    except (
+        InputError,
+        KeyError,
+        TypeError,
+    ):  # cut by a machine that lost its power, or of an earlier version
         return None
-    if values["info"] is not None and (
-        values["info"]["format"] != task.shard_format or not (note.parent / task.file).is_file()
-    ):
-        return None
-    return _Written(
-        None if values["info"] is None else ShardInfo(**values["info"]),
-        [PairFacts(**item) for item in values["facts"]],
-        from_json(values["problems"]),
-    )
+    if info is not None:
+        shard = note.parent / task.file
+        num_bytes = shard.stat().st_size if shard.is_file() else -1
+        is_same = is_same and info.format == task.shard_format and num_bytes == info.num_bytes
+    return _Written(info, facts, problems) if is_same else None
 
 
 def _fingerprint(source: Source, pairs: Sequence[Pair]) -> str:

@@ -29,11 +29,13 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor
 
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.folding import for_prediction
 from pspnet.inference import Average, Precision, predict, predict_batch
+from pspnet.json_values import parse_json, shown, typed
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
 from pspnet.sizes import notation
@@ -62,6 +64,22 @@ MODEL_ID_TAG = "segfleet.model_id"
 UNFINISHED_TAG = "segfleet.unfinished"
 """A version carries it until its aliases are set."""
 REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pillow", "mlflow")
+
+
+_MODEL_FILES = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "data"}
+_FLAVOR_KEYS = {"loader_module", "data", "env", "python_version", "streamable", "code"}
+_MAX_MLMODEL_BYTES = 2**20
+_INFO = {
+    "architecture": dict[str, Any],
+    "class_table": dict[str, Any],
+    "mean": list[float],
+    "std": list[float],
+    "scores": dict[str, Any] | None,
+    "store_digest": str,
+    "run_id": str,
+    "config": dict[str, Any],
+    "weights": dict[str, Any],
+}
 
 
 class DamagedPackageError(InputError):
@@ -246,14 +264,14 @@ def read_info(folder: str | Path) -> dict[str, Any]:
             f"{MODEL_FILE} in {folder}."
         )
     try:
-        info = json.loads((folder / MODEL_FILE).read_text())
+        info = typed(dict[str, Any], parse_json((folder / MODEL_FILE).read_bytes(), "It"), "It")
         version = info["format"]
         if version == FORMAT:
             _check_info(info)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedPackageError(
             f"{folder / MODEL_FILE} must be the JSON of a model package, but cannot be read as one "
-            f"({error}). "
+            f"({shown(error)}). "
             "Download or package the model again."
         ) from error
     if version != FORMAT:
@@ -285,7 +303,10 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
                 with _as_default(tracking_uri):
                     version = _create_version(client, name, model, info, package_digest, run_id)
             except BaseException:
-                _delete_model(client, model)
+                # Only an answer may have been lost: a version's model is never deleted.
+                with contextlib.suppress(MlflowException, OSError):
+                    if _version_of_package(client, name, package_digest) is None:
+                        _delete_model(client, model)
                 raise
         fault("registry.version")
         aliases = client.get_registered_model(name).aliases
@@ -295,7 +316,8 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
         if CHAMPION not in aliases:
             client.set_registered_model_alias(name, CHAMPION, str(version.version))
         if UNFINISHED_TAG in version.tags:
-            client.delete_model_version_tag(name, str(version.version), UNFINISHED_TAG)
+            with _already_gone():
+                client.delete_model_version_tag(name, str(version.version), UNFINISHED_TAG)
         return int(version.version)
 
 
@@ -355,6 +377,7 @@ def fetch(
     with tempfile.TemporaryDirectory(prefix="segfleet-") as folder:
         with tracking.plain_errors(uri), _quiet():
             location = tracking.client(uri).get_model_version_download_uri(name, str(version.version))
+            _refuse_code(location, Path(folder), uri, model_uri)
             mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/data/{PACKAGE_DIR}", dst_path=folder, tracking_uri=uri
             )
@@ -367,6 +390,37 @@ def fetch(
             )
         model = load_package(package_dir, device=device)
     return replace(model, source=f"models:/{name}/{version.version}")
+
+
+def _refuse_code(location: str, folder: Path, uri: str, model_uri: str) -> None:
+    """Raise DamagedPackageError where others could load code with the model: `fetch` itself runs none of it."""
+    files = mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=uri)
+    found = {f"{file.path.rsplit('/', 1)[-1]}" for file in files}
+    problems = [f"it holds {shown(name)}" for name in sorted(found - _MODEL_FILES)]
+    described: Any = None
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{location}/MLmodel", dst_path=str(folder), tracking_uri=uri
+        )
+        if Path(path).stat().st_size < _MAX_MLMODEL_BYTES:
+            described = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    flavors = described.get("flavors") if isinstance(described, dict) else None
+    if not isinstance(flavors, dict) or set(flavors) != {"python_function"}:
+        problems.append("its MLmodel does not describe a Python function alone")
+    else:
+        flavor = flavors["python_function"]
+        flavor = flavor if isinstance(flavor, dict) else {}
+        if flavor.get("loader_module") != __name__:
+            problems.append(f"its loader_module is {shown(flavor.get('loader_module'))}")
+        unknown = sorted(map(str, flavor.keys() - _FLAVOR_KEYS))
+        problems += [
+            f"its MLmodel has {shown(key)}" for key in [*unknown, *(["code"] if flavor.get("code") else [])]
+        ]
+    if problems:
+        raise DamagedPackageError(
+            f"A registered model must be data alone, as segfleet registers it, but of {model_uri} {problems[0]}. "
+            "Nothing of it was run. Delete that version, and register the package again."
+        )
 
 
 def parse_model_uri(model_uri: str) -> tuple[str, str]:
@@ -488,12 +542,17 @@ def _validation_scores(state: Mapping[str, Any]) -> Scores | None:
 
 
 def _check_info(info: Mapping[str, Any]) -> None:
-    """Raise KeyError or TypeError where a part that `_build` does not look at has another form."""
-    texts = (info["weights"]["sha256"], info["store_digest"], info["run_id"])
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("the digests and the run id must be texts")
+    """Raise KeyError, TypeError or ValueError where a part that `_build` does not look at has another form."""
+    for name, hint in _INFO.items():
+        typed(hint, info[name], name)
+    typed(str, info["weights"]["sha256"], "weights, sha256,")
+    notation(info["config"]["data"]["crop_size"])
     if info["scores"] is not None:
-        Scores.from_dict(info["scores"])
+        scores = Scores.from_dict(info["scores"])
+        for name in ("miou", "mean_accuracy", "pixel_accuracy"):
+            typed(float, getattr(scores, name), name)
+        for name in ("class_iou", "category_iou", "boundary_f"):
+            typed(dict[str, float | None], getattr(scores, name), name)
 
 
 def _build(
@@ -511,6 +570,8 @@ def _build(
         network = PSPNet.from_architecture(info["architecture"])
         network.load_state_dict(tensors)
         mean, std = tuple(map(float, info["mean"])), tuple(map(float, info["std"]))
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise ValueError("mean and std must be three numbers, and std positive.")
     except MissingPackageError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -536,6 +597,16 @@ def _build(
     )
 
 
+@contextlib.contextmanager
+def _already_gone() -> Iterator[None]:
+    """Let a deletion pass that MLflow's client repeated because the answer to the first was lost."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+
+
 def _version_of_package(client: MlflowClient, name: str, package_digest: str) -> ModelVersion | None:
     """Return the version that holds this package; twins of a request that was sent twice are deleted."""
     versions = client.search_model_versions(f"name='{name}' and tags.`{PACKAGE_TAG}` = '{package_digest}'")
@@ -543,7 +614,8 @@ def _version_of_package(client: MlflowClient, name: str, package_digest: str) ->
         return None
     oldest, *twins = sorted(versions, key=lambda version: int(version.version))
     for twin in twins:
-        client.delete_model_version(name, str(twin.version))
+        with _already_gone():
+            client.delete_model_version(name, str(twin.version))
     return oldest
 
 
@@ -576,12 +648,22 @@ def _log_model(
             client.log_model_artifacts(model.model_id, str(folder))
         model = client.finalize_logged_model(model.model_id, "READY")
         if run_id:
-            client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=int(info["epoch"]))])
+            _log_output(client, run_id, model, step=int(info["epoch"]))
             _link_scores(client, run_id, model, info)
     except BaseException:
         _delete_model(client, model)
         raise
     return model
+
+
+def _log_output(client: MlflowClient, run_id: str, model: LoggedModel, *, step: int) -> None:
+    """Name the model as an output of the run; MLflow refuses it where it has it, as after an answer that was lost."""
+    try:
+        client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=step)])
+    except MlflowException:
+        outputs = client.get_run(run_id).outputs
+        if outputs is None or model.model_id not in {output.model_id for output in outputs.model_outputs}:
+            raise
 
 
 def _delete_model(client: MlflowClient, model: LoggedModel) -> None:
@@ -627,7 +709,8 @@ def _create_version(
     except BaseException:
         if is_new:
             with contextlib.suppress(MlflowException, OSError):
-                client.delete_registered_model(name)
+                if not client.search_model_versions(f"name='{name}'"):
+                    client.delete_registered_model(name)
         raise
     version = _version_of_package(client, name, package_digest)
     assert version is not None, "the registry answered that it made the version"
@@ -664,10 +747,10 @@ def _link_scores(client: MlflowClient, run_id: str, model: LoggedModel, info: Ma
         "registered/mean_accuracy": scores.mean_accuracy,
         "registered/pixel_accuracy": scores.pixel_accuracy,
     }
+    # The same whenever the registration is repeated: with another timestamp the run would have a point twice.
+    timestamp = client.get_run(run_id).info.start_time
     metrics = [
-        Metric(
-            key, value, timestamp=model.creation_timestamp, step=int(info["epoch"]), model_id=model.model_id
-        )
+        Metric(key, value, timestamp=timestamp, step=int(info["epoch"]), model_id=model.model_id)
         for key, value in values.items()
     ]
     client.log_batch(run_id, metrics=metrics)

@@ -4,7 +4,7 @@ import base64
 import html
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,10 +40,14 @@ class SearchFacts:
     class_iou: Mapping[str, float | None] = field(default_factory=dict)
     """Of the best model."""
     importances: Sequence[Importance] = ()
-    compared_epoch: int = 0
+    compared_epoch: float = 0
     num_compared: int = 0
     pictures: Mapping[str, Path] = field(default_factory=dict)
     """Caption and PNG file."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Heading and plain table: finalists, where the time went."""
+    front: Collection[int] = ()
+    """Trials on the front of mIoU and cost."""
     commands: Sequence[str] = ()
     """What to type next."""
 
@@ -61,10 +65,14 @@ def write_page(path: Path, trials: Sequence[TrialRecord], about: SearchFacts) ->
             [(reason, count, _MEANING_OF.get(reason, "")) for reason, count in counts.most_common()],
         ),
         "<h2>Leaderboard</h2>",
-        _leaderboard(trials),
+        _leaderboard(trials, about.front),
         _importance(about),
         *(_picture(caption, file) for caption, file in about.pictures.items() if file.is_file()),
         _classes(about.class_iou),
+        *(
+            f'<h2>{html.escape(heading)}</h2><pre class="scroll">{html.escape(table)}</pre>'
+            for heading, table in about.tables.items()
+        ),
     ]
     if about.commands:
         commands = "".join(f"<p><code>{html.escape(command)}</code></p>" for command in about.commands)
@@ -79,15 +87,17 @@ def write_page(path: Path, trials: Sequence[TrialRecord], about: SearchFacts) ->
     return path
 
 
-def _leaderboard(trials: Sequence[TrialRecord]) -> str:
+def _leaderboard(trials: Sequence[TrialRecord], front: Collection[int]) -> str:
     paths = list(dict.fromkeys(path for trial in trials for path in trial.changes))
     rows = []
     for rank, trial in enumerate(trials, start=1):
         miou = "" if math.isnan(trial.miou) else f"{trial.miou:.4f}"
         values = [_shown(trial.changes.get(path, "")) for path in paths]
-        rows.append((rank, trial.number, miou, trial.num_epochs, *values, trial.reason, trial.detail))
+        star = "*" if trial.number in front else ""
+        cost = "" if math.isnan(trial.cost_s) else f"{trial.cost_s:.0f}{star}"
+        rows.append((rank, trial.number, miou, trial.num_epochs, cost, *values, trial.reason, trial.detail))
     names = [path.split(".")[-1] for path in paths]
-    head = ("rank", "trial", "mIoU", "epochs", *names, "ended", "because")
+    head = ("rank", "trial", "mIoU", "epochs", "worker-s", *names, "ended", "because")
     return f'<div class="scroll">{_table(head, rows)}</div>'
 
 
@@ -100,7 +110,7 @@ def _importance(about: SearchFacts) -> str:
         bar = f'<span class="bar" style="width:{12 * item.share:.2f}rem"></span>'
         rows.append((item.name, _Markup(f"{bar}{item.share:.0%}"), f"{item.low:.0%} to {item.high:.0%}"))
     return (
-        f"{heading}<p>Share of each in the variance of the mIoU after epoch {about.compared_epoch}, which "
+        f"{heading}<p>Share of each in the variance of the mIoU after epoch {about.compared_epoch:.4g}, which "
         f"{about.num_compared} trials reached (fANOVA); in the last column the middle 90 % over resampled trials.</p>"
         + _table(("setting", "share", "could be"), rows)
     )

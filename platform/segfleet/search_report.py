@@ -1,7 +1,7 @@
 """A search in one table and one picture: what each trial tried, reached, and why it ended."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import matplotlib.ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pspnet.sizes import Size, sides
+from segfleet.finals import Finalist
+from segfleet.importance import Importance
 from segfleet.study import TrialRecord
 
 _COLOUR_OF = {
@@ -28,15 +30,41 @@ _COLOUR_OF = {
 }
 
 
-def leaderboard_table(trials: Sequence[TrialRecord]) -> str:
-    """Return the trials in the given order as a plain table; the last column says why each ended."""
+MAX_LISTED = 8
+"""Causes, and trials of each, that a message lists."""
+
+
+def leaderboard_table(trials: Sequence[TrialRecord], front: Collection[int] = ()) -> str:
+    """Return the trials in the given order as a plain table; the last column says why each ended.
+
+    Those on the front of mIoU and cost have a star behind their cost in worker-seconds.
+    """
     paths = list(dict.fromkeys(path for trial in trials for path in trial.changes))
     names = [path.split(".")[-1] for path in paths]
-    header = ["rank", "trial", "mIoU", "epochs", *names, "ended", "because"]
-    rows = [header] + [[str(rank), *_cells(trial, paths)] for rank, trial in enumerate(trials, start=1)]
+    header = ["rank", "trial", "mIoU", "epochs", "cost_s", *names, "ended", "because"]
+    rows = [header] + [
+        [str(rank), *_cells(trial, paths, front)] for rank, trial in enumerate(trials, start=1)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def ended_badly(trials: Sequence[TrialRecord]) -> list[str]:
+    """Return a sentence for each way in which trials ended without being complete or pruned: how many, and why."""
+    by_cause: dict[tuple[str, str], list[int]] = {}
+    for trial in trials:
+        if trial.reason in ("diverged", "oom", "refused", "failed", "lost"):
+            by_cause.setdefault((trial.reason, trial.detail), []).append(trial.number)
+    found = sorted(by_cause.items(), key=lambda item: (-len(item[1]), item[1]))
+    sentences = [
+        f"{len(numbers)} of {len(trials)} trials {reason} ({', '.join(map(str, numbers[:MAX_LISTED]))}"
+        f"{', …' if len(numbers) > MAX_LISTED else ''}): {detail or 'no reason was kept'}"
+        for (reason, detail), numbers in found
+    ]
+    return sentences[:MAX_LISTED] + (
+        [f"and {len(found) - MAX_LISTED} more causes"] if len(found) > MAX_LISTED else []
     )
 
 
@@ -51,14 +79,17 @@ def draw_study(trials: Sequence[TrialRecord], *, title: str, rung_epochs: Sequen
         colour = _COLOUR_OF[trial.reason]
         if not trial.miou_by_epoch:
             continue
-        epochs = list(trial.miou_by_epoch)
-        curves.plot(epochs, list(trial.miou_by_epoch.values()), color=colour, marker="o", markersize=3)
-        curves.annotate(
-            f" {trial.number}", (epochs[-1], trial.miou_by_epoch[epochs[-1]]), color=colour, va="center"
+        seen, mious = (
+            [epoch * trial.epoch_weight for epoch in trial.miou_by_epoch],
+            list(trial.miou_by_epoch.values()),
         )
+        curves.plot(seen, mious, color=colour, marker="o", markersize=3)
+        curves.annotate(f" {trial.number}", (seen[-1], mious[-1]), color=colour, va="center")
         by_lr.plot(trial.changes["optim.base_lr"], trial.miou, "o", color=colour)
         by_crop.plot(_side(trial.changes["data.crop_size"]), trial.miou, "o", color=colour)
-    curves.set(xlabel="epoch (dashed: rungs)", ylabel="mIoU", title=title)
+    is_scaled = any(trial.epoch_weight != 1 for trial in trials)
+    unit = "pixels seen, in epochs of the base configuration" if is_scaled else "epoch"
+    curves.set(xlabel=f"{unit} (dashed: rungs)", ylabel="mIoU", title=title)
     by_lr.set(xlabel="base_lr", xscale="log")
     crop_sizes = sorted({trial.changes["data.crop_size"] for trial in trials}, key=_side)
     by_crop.set(xlabel="crop_size, pixels")
@@ -72,6 +103,70 @@ def draw_study(trials: Sequence[TrialRecord], *, title: str, rung_epochs: Sequen
     for axes in (curves, by_lr, by_crop):
         axes.grid(alpha=0.3)
         axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_importances(importances: Sequence[Importance], *, title: str, path: Path) -> Path:
+    """Write a PNG to `path`: the share of each setting in the variance of the mIoU, with its interval."""
+    figure = matplotlib.figure.Figure(figsize=(9, 1.2 + 0.5 * len(importances)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = [item.share for item in importances]
+    around = [
+        [max(0.0, item.share - item.low) for item in importances],
+        [max(0.0, item.high - item.share) for item in importances],
+    ]
+    axes.barh(range(len(shares)), shares, xerr=around, color="#2166ac", ecolor="#777777", capsize=4)
+    axes.set_yticks(range(len(shares)), [item.name for item in importances])
+    axes.invert_yaxis()
+    axes.set(
+        xlim=(0, 1), xlabel="share of the variance (line: middle 90 % over resampled trials)", title=title
+    )
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_front(trials: Sequence[TrialRecord], front: Collection[int], *, title: str, path: Path) -> Path:
+    """Write a PNG to `path`: mIoU over cost of the complete trials, and the line of those on the front."""
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    complete = [trial for trial in trials if trial.reason == "complete"]
+    on_front = sorted((trial for trial in complete if trial.number in front), key=lambda trial: trial.cost_s)
+    axes.plot([trial.cost_s for trial in complete], [trial.miou for trial in complete], "o", color="#999999")
+    axes.plot([trial.cost_s for trial in on_front], [trial.miou for trial in on_front], "o-", color="#1b7837")
+    for trial in complete:
+        axes.annotate(f" {trial.number}", (trial.cost_s, trial.miou), va="bottom")
+    axes.set(xlabel="worker-seconds", ylabel="mIoU", title=title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_finals(finalists: Sequence[Finalist], *, path: Path) -> Path:
+    """Write a PNG to `path`: of each finalist the mIoU of every seed, their mean and its lower bound."""
+    figure = matplotlib.figure.Figure(figsize=(8, 1.4 + 0.6 * len(finalists)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, finalist in enumerate(finalists):
+        mious = [training.miou for training in finalist.trainings if training.reason == "complete"]
+        axes.plot(mious, [row] * len(mious), "o", color="#2166ac", label="a seed" if row == 0 else None)
+        axes.plot(finalist.trial.miou, row, "x", color="#b2182b", label=None if row else "in the search")
+        axes.plot(
+            [finalist.low, finalist.mean],
+            [row, row],
+            "-|",
+            color="#1b7837",
+            markersize=14,
+            label=None if row else "mean, lower bound",
+        )
+    axes.set_yticks(range(len(finalists)), [f"trial {finalist.trial.number}" for finalist in finalists])
+    axes.invert_yaxis()
+    axes.set(xlabel="mIoU", title="finalists, trained again with other seeds")
+    axes.legend()
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     return path
 
@@ -134,11 +229,12 @@ def _side(size: Size) -> float:
     return math.sqrt(math.prod(sides(size)))
 
 
-def _cells(trial: TrialRecord, paths: Sequence[str]) -> list[str]:
+def _cells(trial: TrialRecord, paths: Sequence[str], front: Collection[int]) -> list[str]:
     return [
         str(trial.number),
         "-" if math.isnan(trial.miou) else f"{trial.miou:.4f}",
         str(trial.num_epochs),
+        "-" if math.isnan(trial.cost_s) else f"{trial.cost_s:.0f}{'*' if trial.number in front else ''}",
         *(_shown(trial.changes.get(path, "-")) for path in paths),
         trial.reason,
         trial.detail,

@@ -1,34 +1,35 @@
 """The Optuna study: the one durable truth of a search.
 
-It proposes points, holds every trial's state, reason, run and checkpoint, and decides which trial goes on (ASHA,
-Li et al., MLSys 2020, algorithm 2, or the median rule of Vizier, Golovin et al., KDD 2017, section 3.2) from the
+It proposes points, holds every trial's state, reason, run and checkpoint, and decides which trial goes on from the
 values that it stores, so that a restart forgets nothing.
 """
 
-import itertools
 import json
 import math
 import uuid
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optuna
+import sqlalchemy.exc
+import sqlalchemy.pool
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.trial import TrialState
 
 from pspnet.errors import InputError
 from segfleet.config import SearchConfig, flat
+from segfleet.faults import fault
 from segfleet.importance import Comparison, compared
-from segfleet.space import Dimension, dimensions
+from segfleet.proposals import distribution, holds, sampler, suggested
+from segfleet.pruning import Decision, decide_median, decide_rung, epoch_weight, rungs, schedule_of, value_at
+from segfleet.secret import first_line, masked
+from segfleet.space import dimensions
+from segfleet.torsos import keep_whole_lines
 
 Reason = Literal["complete", "pruned", "diverged", "oom", "refused", "failed", "lost"]
-
-MEDIAN_STARTUP_TRIALS = 5
-"""Complete trials before the median rule prunes, as in Optuna."""
 
 _STATE_OF: dict[str, TrialState] = {
     "complete": TrialState.COMPLETE,
@@ -52,14 +53,6 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """Whether a trial goes on, and why, with the numbers."""
-
-    stop: bool
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """What the study knows of one trial."""
 
@@ -72,6 +65,10 @@ class TrialRecord:
     miou_by_epoch: dict[int, float]
     attributes: dict[str, Any]
     """run_id, checkpoint_path, class_iou, seconds: what the last report carried."""
+    epoch_weight: float = 1.0
+    """Pixels that an epoch of it sees, relative to one of the base configuration."""
+    cost_s: float = math.nan
+    """Worker-seconds that its epochs took, those that had to be done again not counted."""
 
     @property
     def miou(self) -> float:
@@ -84,49 +81,16 @@ class TrialRecord:
         return max(self.miou_by_epoch, default=0)
 
 
-def rungs(*, min_epochs: int, max_epochs: int, reduction_factor: int) -> list[int]:
-    """Return the epochs at which ASHA compares: min_epochs * reduction_factor ** k, all before max_epochs."""
-    epochs = []
-    epoch = min_epochs
-    while epoch < max_epochs:
-        epochs.append(epoch)
-        epoch *= reduction_factor
-    return epochs
-
-
-def decide_rung(value: float, others: Sequence[float], *, epoch: int, reduction_factor: int) -> Decision:
-    """Return whether a trial with `value` at the rung of `epoch` stops, given what others had when they were there.
-
-    The bar is the (1 - 1 / reduction_factor) quantile of the others, as in Ray Tune's AsyncHyperBandScheduler.
-    """
-    if not others:
-        return Decision(stop=False, reason=f"first at the rung of epoch {epoch}, mIoU {value:.4f}")
-    bar = float(np.percentile(others, (1 - 1 / reduction_factor) * 100))
-    compared = f"mIoU {value:.4f} at the rung of epoch {epoch}, bar {bar:.4f} of {len(others)} others"
-    return Decision(stop=value < bar, reason=compared)
-
-
-def decide_median(study: optuna.Study, trial: optuna.trial.FrozenTrial, *, min_epochs: int) -> Decision:
-    """Return whether the last report of `trial` stops it: Optuna's MedianPruner, in words.
-
-    It stops where the trial's best value so far is below the median of the complete trials at the same epoch.
-    """
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=MEDIAN_STARTUP_TRIALS, n_warmup_steps=min_epochs)
-    epoch = max(trial.intermediate_values)
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    others = [_mious(other)[epoch] for other in complete if epoch in other.intermediate_values]
-    if epoch < min_epochs or len(complete) < MEDIAN_STARTUP_TRIALS or not others:
-        return Decision(stop=False, reason=f"epoch {epoch} has too few complete trials to compare with")
-    best = max(trial.intermediate_values.values())
-    return Decision(
-        stop=pruner.prune(study, trial),
-        reason=f"best mIoU {best:.4f} up to epoch {epoch}, median {float(np.median(others)):.4f} of {len(others)} "
-        "complete trials",
-    )
-
-
 _FINAL_SCORES = "final_scores_"
-_INHERITED = "inherited_from"
+FINALIST_OF = "finalist_of"
+"""Attribute of a finalist's training: the number of its trial in the search."""
+_ALSO = "also"
+"""Attribute of a planned trial: what it changes beside its point of the space."""
+_MIOUS = "mious"
+"""Attribute of a trial whose mIoUs Optuna does not take: each by its epoch."""
+_COST = "cost_s"
+_GROUPS = "groups"
+INHERITED_FROM = "inherited_from"
 """Attribute of a trial that another study ran: its number there."""
 
 
@@ -137,6 +101,27 @@ def exists(config: SearchConfig) -> bool:
     return config.study in optuna.get_all_study_names(_storage(config))
 
 
+def repair(config: SearchConfig) -> None:
+    """Mend what a process that died may have left of the study's journal: for whoever holds the study.
+
+    A line that was not written to its end is set aside. InputError where a line before the last one is damaged.
+    """
+    if config.study_storage:
+        return
+    path = _journal(config)
+    keep_whole_lines(path)
+    lock = path.with_name(path.name + LOCK_FILE_SUFFIX)
+    lock.unlink(missing_ok=True)  # Optuna would wait half a minute before it takes it for a dead one's
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"A study's journal must hold one JSON object a line, but line {number} of {path} does not ({error}). "
+                "Bring back a copy of the file, or give another --study name."
+            ) from error
+
+
 class Study:
     """A named Optuna study for one search configuration and one data set."""
 
@@ -145,17 +130,22 @@ class Study:
         self._config = config
         self._dimensions = dimensions(config.space, config.training)
         self._live: dict[int, optuna.trial.Trial] = {}
+        self._weights: dict[str, float] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             study_name=config.study,
             storage=_storage(config),
-            sampler=_sampler(config, self._dimensions, number=0),
+            sampler=optuna.samplers.RandomSampler(seed=config.seed),  # `ask` brings its own
             pruner=optuna.pruners.NopPruner(),
-            direction="maximize",
+            directions=["maximize", "minimize"] if self._counts_cost else ["maximize"],
             load_if_exists=True,
         )
         self._join(_fingerprint(config, store_digest))
         self._num_at_start = self._num_own()
+
+    @property
+    def _counts_cost(self) -> bool:
+        return self._config.objective == "quality,cost"
 
     @property
     def config(self) -> SearchConfig:
@@ -174,22 +164,28 @@ class Study:
 
     @property
     def rungs(self) -> list[int]:
-        """Epochs at which ASHA compares; none for another scheduler."""
+        """Epochs of the base configuration at which ASHA compares; none for another scheduler."""
         if self._config.scheduler != "asha":
             return []
         return rungs(
-            min_epochs=self._config.min_epochs,
+            min_epochs=self._min_epochs,
             max_epochs=self._config.training.schedule.num_epochs,
             reduction_factor=self._config.reduction_factor,
         )
 
+    @property
+    def _min_epochs(self) -> int:
+        return self._config.min_epochs or max(1, self._config.training.schedule.num_epochs // 9)
+
     def unfinished(self) -> list[Proposal]:
         """Return the trials that an earlier process began and did not end: they go on under the same number."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [
-            Proposal(number=trial.number, changes=self._point(self._trial(trial.number)), is_resumed=True)
-            for trial in running
-        ]
+        proposals = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # Where a process died before it drew all settings, they are those that it would have drawn.
+            self._study.sampler = self._sampler(trial.number)
+            changes = self._point(self._trial(trial.number))
+            proposals.append(Proposal(number=trial.number, changes=changes, is_resumed=True))
+        return proposals
 
     @property
     def num_wanted(self) -> int:
@@ -211,42 +207,60 @@ class Study:
 
         They count as trials that the sampler and the scheduler know, not as trials of this study's own.
         """
-        known = {trial.attributes.get(_INHERITED) for trial in self.trials()}
-        distributions = {dimension.name: _distribution(dimension) for dimension in self._dimensions}
+        known = {trial.attributes.get(INHERITED_FROM) for trial in self.trials()}
+        distributions = {dimension.name: distribution(dimension) for dimension in self._dimensions}
         scores = parent.final_scores()
         for trial in parent._study.get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
         ):
             if trial.number in known or not all(
-                name in trial.params and _holds(distribution, trial.params[name])
-                for name, distribution in distributions.items()
+                name in trial.params and holds(values, trial.params[name])
+                for name, values in distributions.items()
             ):
                 continue
             detail = f"trial {trial.number} of {parent.name}: {trial.user_attrs.get('detail', '')}"
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=trial.state,
-                    value=trial.value,
+                    values=trial.values,
                     params={name: trial.params[name] for name in distributions},
                     distributions=distributions,
-                    user_attrs=trial.user_attrs | {_INHERITED: trial.number, "detail": detail},
+                    user_attrs=trial.user_attrs | {INHERITED_FROM: trial.number, "detail": detail},
                     intermediate_values=trial.intermediate_values,
                 )
             )
             if trial.number in scores:
                 self.note_final_scores(len(self._study.get_trials(deepcopy=False)) - 1, scores[trial.number])
-        return sum(_INHERITED in trial.attributes for trial in self.trials())
+        return sum(INHERITED_FROM in trial.attributes for trial in self.trials())
 
     def _num_own(self) -> int:
-        return sum(_INHERITED not in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
+        """Return how many trials were asked for here."""
+        return sum(
+            INHERITED_FROM not in trial.user_attrs and trial.state != TrialState.WAITING
+            for trial in self._study.get_trials(deepcopy=False)
+        )
+
+    def plan(
+        self, changes: Mapping[str, Any], also: Mapping[str, Any], attributes: Mapping[str, Any]
+    ) -> None:
+        """Have `ask` return this point of the space next, with `also` changed beside it, before it proposes others."""
+        params = {dimension.name: changes[dimension.path] for dimension in self._dimensions}
+        self._study.enqueue_trial(params, user_attrs={**attributes, _ALSO: dict(also)})
 
     def ask(self) -> Proposal:
         """Propose a new point, and store it before anything trains."""
         number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = _sampler(self._config, self._dimensions, number=number)
+        self._study.sampler = self._sampler(number)
         trial = self._study.ask()
+        fault("study.asked")
         self._live[trial.number] = trial
         return Proposal(number=trial.number, changes=self._point(trial), is_resumed=False)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler whose proposal for trial `number` follows from the seed and the trials before it alone."""
+        return sampler(
+            self._config, self._dimensions, trials=self._study.get_trials(deepcopy=False), number=number
+        )
 
     def note(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Store JSON values beside a trial: its run, its checkpoint, its scores."""
@@ -266,55 +280,109 @@ class Study:
         """Store, as JSON values, what an ended trial scored on the official validation split."""
         self._study.set_user_attr(f"{_FINAL_SCORES}{number}", dict(scores))
 
+    @property
+    def groups(self) -> dict[str, list[float]]:
+        """When each group of workers was asked for, and when it was let go or last heard of; seconds since 1970."""
+        return dict(self._study.user_attrs.get(_GROUPS, {}))
+
+    def note_groups(self, groups: Mapping[str, Sequence[float]]) -> None:
+        """Store when groups were held, beside those of earlier calls."""
+        self._study.set_user_attr(
+            _GROUPS, self.groups | {name: list(times) for name, times in groups.items()}
+        )
+
+    def schedule_of(self, changes: Mapping[str, Any]) -> dict[str, int]:
+        """Return the changes to the schedule by which a trial at this point sees as many pixels as any other."""
+        return schedule_of(self._config.training, self._weight(changes))
+
     def report(self, number: int, *, epoch: int, miou: float) -> Decision:
-        """Store the mIoU of a trial after `epoch` epochs and decide whether it goes on."""
+        """Store the mIoU of a trial after `epoch` of its epochs and decide whether it goes on."""
         recorded = _mious(self._study.get_trials(deepcopy=False)[number])
         if epoch not in recorded:
-            self._trial(number).report(miou, step=epoch)
+            self._store(number, epoch, miou)
         stop = self._trial(number).user_attrs.get("stop", "")
         if stop or epoch in recorded:
             return Decision(stop=bool(stop), reason=stop or f"epoch {epoch} was decided before")
+        decision = self._decide(number, epoch)
+        if decision.stop:
+            self.note(number, {"stop": decision.reason})
+        return decision
+
+    def _store(self, number: int, epoch: int, miou: float) -> None:
+        trial = self._trial(number)
+        if not self._counts_cost:
+            trial.report(miou, step=epoch)
+            return
+        # Optuna takes no intermediate values where there are two objectives.
+        trial.set_user_attr(_MIOUS, trial.user_attrs.get(_MIOUS, {}) | {str(epoch): miou})
+
+    def _decide(self, number: int, epoch: int) -> Decision:
+        """Decide on the newest value of a trial, after `epoch`."""
+        trials = self._study.get_trials(deepcopy=False)
+        weight = self._weight(trials[number].user_attrs["changes"])
+        mious = [self._by_fidelity(trial) for trial in trials]
+        own = mious[number]
         if self._config.scheduler == "median":
-            decision = decide_median(
-                self._study,
-                self._study.get_trials(deepcopy=False)[number],
-                min_epochs=self._config.min_epochs,
-            )
-            if decision.stop:
-                self.note(number, {"stop": decision.reason})
-            return decision
+            complete = [it for it, trial in zip(mious, trials, strict=True) if trial.state.name == "COMPLETE"]
+            return decide_median(own, complete, min_epochs=self._min_epochs)
+        before = {seen: value for seen, value in own.items() if seen != epoch * weight}
         for rung in reversed(self.rungs):
-            if epoch < rung or _value_at(recorded, rung) is not None:
+            if value_at(own, rung) is None or value_at(before, rung) is not None:
                 continue
             others = [
                 value
-                for trial in self._study.get_trials(deepcopy=False)
-                if trial.number != number and (value := _value_at(_mious(trial), rung)) is not None
+                for it in mious[:number] + mious[number + 1 :]
+                if (value := value_at(it, rung)) is not None
             ]
-            decision = decide_rung(miou, others, epoch=rung, reduction_factor=self._config.reduction_factor)
-            if decision.stop:
-                self.note(number, {"stop": decision.reason})
-            return decision
-        return Decision(stop=False, reason=f"epoch {epoch} is no rung")
+            decision = decide_rung(
+                own[epoch * weight], others, epoch=rung, reduction_factor=self._config.reduction_factor
+            )
+            if weight == 1:
+                return decision
+            return replace(decision, reason=f"{decision.reason}, in pixels: its epoch {epoch}")
+        return Decision(stop=False, reason="")  # no rung
 
-    def finish(self, number: int, reason: Reason, detail: str) -> None:
-        """End a trial for good. Its value is its best mIoU, so that no trial counts for less by training on."""
+    def _weight(self, changes: Mapping[str, Any]) -> float:
+        if self._config.fidelity != "pixels":
+            return 1.0
+        point = repr(sorted(changes.items()))
+        # a report looks at every trial, and a configuration takes a millisecond
+        if point not in self._weights:
+            self._weights[point] = epoch_weight(self._config.training, changes)
+        return self._weights[point]
+
+    def _by_fidelity(self, trial: optuna.trial.FrozenTrial) -> dict[float, float]:
+        weight = self._weight(trial.user_attrs.get("changes", {}))
+        return {epoch * weight: miou for epoch, miou in _mious(trial).items()}
+
+    def finish(self, number: int, reason: Reason, detail: str, *, cost_s: float = math.nan) -> None:
+        """End a trial for good. Its value is its best mIoU, so that no trial counts for less by training on.
+
+        `cost_s` is what it took in useful worker-seconds, the second value where the objective has cost.
+        """
         trial = self._trial(number)
+        if math.isfinite(cost_s):
+            trial.set_user_attr(_COST, cost_s)
         trial.set_user_attr("reason", reason)
         trial.set_user_attr("detail", detail)
+        fault("study.reasoned")
         mious = _mious(self._study.get_trials(deepcopy=False)[number]).values()
         if reason == "complete":
-            self._study.tell(number, max(mious))
+            self._study.tell(number, [max(mious), cost_s] if self._counts_cost else max(mious))
         else:
             self._study.tell(number, state=_STATE_OF[reason])
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials in the order of their numbers."""
-        return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+        return [
+            _record(trial, self._weight(trial.user_attrs.get("changes", {})))
+            for trial in self._study.get_trials(deepcopy=False)
+        ]
 
     def comparison(self) -> Comparison | None:
-        """Return the trials at an epoch that half of them reached, or None where they are too few."""
-        return compared(self._study.get_trials(deepcopy=False))
+        """Return the trials at a fidelity that half of them reached, or None where they are too few."""
+        trials = self._study.get_trials(deepcopy=False)
+        return compared([(trial, self._by_fidelity(trial)) for trial in trials])
 
     def leaderboard(self) -> list[TrialRecord]:
         """Return all trials: complete ones first, each group from the highest mIoU to the lowest."""
@@ -322,6 +390,10 @@ class Study:
             self.trials(),
             key=lambda trial: (trial.reason != "complete", -_or_minus_one(trial.miou), trial.number),
         )
+
+    def front(self) -> set[int]:
+        """Return the complete trials than which none is better and as cheap, or cheaper and as good."""
+        return {trial.number for trial in self._study.best_trials} if self._counts_cost else set()
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest mIoU, or None where no trial is complete."""
@@ -335,7 +407,9 @@ class Study:
 
     def _point(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         """Return the point of a trial; parameters that were not stored before a death are drawn now."""
-        changes = {dimension.path: _suggested(trial, dimension) for dimension in self._dimensions}
+        changes = {dimension.path: suggested(trial, dimension) for dimension in self._dimensions}
+        changes |= trial.user_attrs.get(_ALSO, {})
+        fault("study.drawn")
         trial.set_user_attr("changes", changes)
         return changes
 
@@ -368,6 +442,8 @@ def _fingerprint(config: SearchConfig, store_digest: str) -> dict[str, Any]:
         "extend",
         "narrow",
         "max_concurrent_trials",
+        "num_finalists",
+        "num_seeds",
         "sampler",
         "num_startup_trials",
         "grid_points",
@@ -383,68 +459,35 @@ def _fingerprint(config: SearchConfig, store_digest: str) -> dict[str, Any]:
     return stored
 
 
-def _storage(config: SearchConfig) -> optuna.storages.BaseStorage | str:
+def _storage(config: SearchConfig) -> optuna.storages.BaseStorage:
     if config.study_storage:
-        return config.study_storage
+        return _database(config.study_storage)
     path = _journal(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _database(url: str) -> optuna.storages.BaseStorage:
+    try:
+        # No pool: a search asks a few times a minute, and a connection that is kept is one that may be dead by then.
+        return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": sqlalchemy.pool.NullPool})
+    except ImportError as error:
+        raise InputError(
+            f"study_storage needs the database's driver, but for {masked(url)} there is none: "
+            f"{first_line(error)}. For PostgreSQL: pip install 'segfleet[postgresql]'."
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise InputError(
+            f"study_storage must be a database that answers, but {masked(url)} says: {first_line(error)}. "
+            "Give sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE, or nothing for a journal file."
+        ) from error
 
 
 def _journal(config: SearchConfig) -> Path:
     return Path(config.training.tracking.storage_dir) / config.study / "study.journal"
 
 
-def _sampler(config: SearchConfig, space: Sequence[Dimension], *, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler whose proposal for trial `number` follows from the seed and the trials before it alone."""
-    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-    if config.sampler == "grid":
-        # Not Optuna's GridSampler: outside `optimize` its last point raises. In a fixed order, drawn once.
-        points = list(itertools.product(*(dimension.grid(config.grid_points) for dimension in space)))
-        order = np.random.default_rng(config.seed).permutation(len(points))
-        point = points[order[number % len(points)]]
-        fixed = {dimension.name: value for dimension, value in zip(space, point, strict=True)}
-        with warnings.catch_warnings():  # experimental since 2.4, and pinned
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.PartialFixedSampler(fixed, optuna.samplers.RandomSampler(seed=seed))
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if config.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=config.num_startup_trials)
-    return optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=config.num_startup_trials, multivariate=True, constant_liar=True
-    )
-
-
-def _suggested(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
-    """Return the trial's value in `dimension`, drawn now where it has none yet."""
-    if dimension.kind == "choice":
-        return trial.suggest_categorical(dimension.name, dimension.choices)
-    is_log = dimension.kind == "log"
-    if dimension.is_integer:
-        return trial.suggest_int(dimension.name, int(dimension.low), int(dimension.high), log=is_log)
-    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=is_log)
-
-
-def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
-    if dimension.kind == "choice":
-        return optuna.distributions.CategoricalDistribution(dimension.choices)
-    is_log = dimension.kind == "log"
-    if dimension.is_integer:
-        return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=is_log)
-    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=is_log)
-
-
-def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return value in distribution.choices
-    assert isinstance(
-        distribution, optuna.distributions.IntDistribution | optuna.distributions.FloatDistribution
-    )
-    return bool(distribution.low <= value <= distribution.high)
-
-
-def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+def _record(trial: optuna.trial.FrozenTrial, weight: float) -> TrialRecord:
     attributes = dict(trial.user_attrs)
     return TrialRecord(
         number=trial.number,
@@ -452,17 +495,16 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         reason=attributes.pop("reason", "running"),
         detail=attributes.pop("detail", ""),
         miou_by_epoch=_mious(trial),
+        epoch_weight=weight,
+        cost_s=attributes.pop(_COST, math.nan),
         attributes=attributes,
     )
 
 
 def _mious(trial: optuna.trial.FrozenTrial) -> dict[int, float]:
+    if _MIOUS in trial.user_attrs:
+        return {int(epoch): miou for epoch, miou in trial.user_attrs[_MIOUS].items()}
     return dict(sorted(trial.intermediate_values.items()))
-
-
-def _value_at(mious: Mapping[int, float], rung: int) -> float | None:
-    """Return the first value at or after the rung's epoch."""
-    return next((value for epoch, value in mious.items() if epoch >= rung), None)
 
 
 def _or_minus_one(value: float) -> float:

@@ -13,6 +13,7 @@ spool/
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -28,10 +29,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
@@ -45,17 +46,32 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from pspnet.errors import InputError
+from pspnet.json_values import parse_json, typed
 from segfleet.config import TrackingConfig
 from segfleet.faults import fault, halves
+from segfleet.secret import first_line, masked, unmasked
+from segfleet.torsos import set_aside
 
+Value = TypeVar("Value")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 KEY_TAG = "segfleet.key"
+NAME_TAG = "mlflow.runName"
+UNKNOWN = "unknown"
 CHANGED_TAG = "segfleet.changed."
 CHECK_TIMEOUT_S = 5.0
 MAX_BATCH_POINTS = 1000
 MAX_BATCH_PARAMS = 100
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+_ENTRIES = (
+    {"step": int, "timestamp": int, "values": dict[str, float]},
+    {"status": Status, "timestamp": int, "tags": dict[str, Any]},
+    {"file": str, "artifact_dir": str},
+)
+"""Fields of the entries of a spool: points, the end of a run, a file."""
+PATIENCE_S = 1800.0
+AWAY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+"""What MLflow calls a connection that broke, a locked database, a server that is too busy."""
 VERSIONS_OF = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "numpy", "pillow", "safetensors")
 
 
@@ -64,7 +80,9 @@ def resolve_uri(tracking: TrackingConfig) -> str:
 
     The path of a database is made absolute, so that every process means the same file.
     """
-    uri = tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = unmasked(tracking.tracking_uri, "tracking.tracking_uri") or os.environ.get(
+        "MLFLOW_TRACKING_URI", ""
+    )
     if not uri:
         return f"sqlite:///{Path(tracking.storage_dir).expanduser().absolute() / 'mlflow.db'}"
     scheme = urllib.parse.urlsplit(uri).scheme
@@ -80,7 +98,7 @@ def resolve_uri(tracking: TrackingConfig) -> str:
         raise InputError(
             "tracking.tracking_uri must be an MLflow server (http://…, https://…) or a database "
             "(sqlite:///…, "
-            f"postgresql://…), but got {uri!r}. A server is started with `mlflow server`."
+            f"postgresql://…), but got {shown(uri)!r}. A server is started with `mlflow server`."
         )
     return uri
 
@@ -108,6 +126,29 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+class AwayError(InputError):
+    """The tracking server gives no answer now; it may later."""
+
+
+def patiently(call: Callable[[], Value], limit_s: float = PATIENCE_S) -> Value:
+    """Return what `call` returns, called again for `limit_s` while the server is away.
+
+    For jobs in their midst: what they begin with does not wait. `call` may find done what it is to do, since an
+    answer can be lost.
+    """
+    deadline, said = time.monotonic() + limit_s, ""
+    for pause_s in itertools.chain(RETRY_S, itertools.repeat(RETRY_S[-1])):
+        try:
+            return call()
+        except AwayError as error:
+            if time.monotonic() + pause_s > deadline:
+                raise
+            if said != (said := str(error)):
+                print(f"tracking: waiting up to {limit_s:.0f} s: {said}", flush=True)
+        time.sleep(pause_s)
+    raise AssertionError("there is always another pause")
+
+
 @contextlib.contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
     """Turn what a tracking server refuses or fails to answer into an InputError of one line."""
@@ -116,15 +157,16 @@ def plain_errors(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except (MlflowException, OSError) as error:
-        raise InputError(
-            f"The MLflow server at {shown(uri)} must take and give records, but {_first_line(error)}. "
+        is_away = isinstance(error, OSError) or error.error_code in AWAY_CODES
+        raise (AwayError if is_away else InputError)(
+            f"The MLflow server at {shown(uri)} must take and give records, but {first_line(error)}. "
             "Start it, or set tracking.tracking_uri or MLFLOW_TRACKING_URI to one that answers."
         ) from error
 
 
 def shown(uri: str) -> str:
     """Return `uri` without a password in it."""
-    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", uri)
+    return masked(uri)
 
 
 def open_run(
@@ -163,10 +205,20 @@ def open_run(
         if run.info.status != "RUNNING":
             mlflow_client.update_run(run_id, status="RUNNING")
         changes = _log_params(mlflow_client, run, params)
-        wanted = {**_origin_tags(), **_parent_tag(parent_run_id), **tags, **changes}
+        origin = {name: value for name, value in _origin_tags().items() if value != UNKNOWN}
+        name = {NAME_TAG: run_name} if (run.info.run_name or "").startswith(f"{run_name}: ") else {}
+        wanted = {**origin, **_parent_tag(parent_run_id), **tags, **changes, **name}
         _set_tags(mlflow_client, run, wanted)
         mlflow_client.log_text(run_id, environment_text(), "environment.txt")
     return run_id
+
+
+def outcome_name(run_name: str, outcome: str) -> dict[str, str]:
+    """Return the tag that shows in MLflow's list of runs, whose columns hold no scores, how a run ended.
+
+    `open_run` takes it back.
+    """
+    return {NAME_TAG: f"{run_name}: {outcome}"}
 
 
 def end_run(
@@ -183,7 +235,7 @@ def end_run(
     try:
         _send_state(client(uri), run_id, entry)
     except Exception as error:  # whatever the server's driver raises, training goes on
-        print(f"tracking: the end of run {run_id} is not recorded: {_first_line(error)}", flush=True)
+        print(f"tracking: the end of run {run_id} is not recorded: {first_line(error)}", flush=True)
         return False
     return True
 
@@ -260,9 +312,15 @@ class RunWriter:
         self._run_id = run_id
         self._points = _Channel(Path(spool_dir), run_id, "points")
         self._files = _Channel(Path(spool_dir), run_id, "files")
+        is_whole = self._points.mend()
+        self._files.mend()
         self._seen = {
             (name, entry["step"]) for entry in self._points.entries() for name in entry.get("values", {})
         }
+        if not is_whole:  # the server may have points that the spool lost
+            with contextlib.suppress(InputError):
+                curves = points(tracking_uri, run_id)
+                self._seen |= {(name, point.step) for name, curve in curves.items() for point in curve}
         self._changed = threading.Condition()
         self._num_wanted, self._num_shipped = 1, 0  # the first: what an earlier writer could not send
         self._closed = False
@@ -323,7 +381,7 @@ class RunWriter:
             try:
                 _ship(self._uri, self._run_id, self._points, self._files)
             except Exception as error:  # whatever the server's driver raises, training goes on
-                if said != (said := _first_line(error)):
+                if said != (said := first_line(error)):
                     print(f"tracking: waiting for {shown(self._uri)}: {said}", flush=True)
                 with self._changed:
                     pause_s = RETRY_S[min(num_failures, len(RETRY_S) - 1)]
@@ -348,7 +406,7 @@ def ship_spool(uri: str, run_id: str, spool_dir: str | Path) -> bool:
     try:
         _ship(uri, run_id, _Channel(folder, run_id, "points"), _Channel(folder, run_id, "files"))
     except Exception as error:  # whatever the server's driver raises, training goes on
-        print(f"tracking: run {run_id} is kept in {folder}: {_first_line(error)}", flush=True)
+        print(f"tracking: run {run_id} is kept in {folder}: {first_line(error)}", flush=True)
         return False
     return True
 
@@ -454,6 +512,25 @@ class _Channel:
         """Whether the server lacks an entry."""
         return bool(self.unsent())
 
+    def mend(self) -> bool:
+        """Name what is damaged, and send all again where the file lost what the server has; return whether it is whole.
+
+        A dead writer's torso stays, in a line of its own that nobody reads: another writer may be appending.
+        """
+        is_whole = True
+        with contextlib.suppress(OSError):  # nothing there, or nothing that can be read: `append` says so
+            if self._ends_torn():
+                print(
+                    f"tracking: {self._path} ended in the midst of a line, which is passed over", flush=True
+                )
+                is_whole = False
+            if self._sent() > self._path.stat().st_size:
+                set_aside(
+                    self._sent_path, f"it says {self._sent()} bytes were sent, {self._path.name} has fewer"
+                )
+                is_whole = False
+        return is_whole
+
     def mark_sent(self, position: int) -> None:
         """Note that the server has everything before `position`."""
         aside = self._sent_path.with_name(f"{self._sent_path.name}-{uuid.uuid4().hex[:8]}")
@@ -472,9 +549,14 @@ class _Channel:
 
     def _sent(self) -> int:
         try:
-            return int(self._sent_path.read_text())
-        except (OSError, ValueError):
+            position = int(self._sent_path.read_text())
+        except OSError:
             return 0
+        except ValueError as error:
+            with contextlib.suppress(FileNotFoundError):
+                set_aside(self._sent_path, str(error))
+            return 0
+        return position if position >= 0 else 0
 
     def _ends_torn(self) -> bool:
         """Whether a writer died in the middle of its line."""
@@ -487,18 +569,43 @@ class _Channel:
     def _read(self, start: int) -> list[tuple[dict[str, Any], int]]:
         try:
             with self._path.open("rb") as file:
+                if start >= file.seek(0, os.SEEK_END):  # a damaged mark may lie where no file can reach
+                    return []
                 file.seek(start)
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError):
             return []
         found, position = [], start
-        for line in content.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            position += len(line)
-            with contextlib.suppress(ValueError):  # the torn line of a writer that died
-                found.append((json.loads(line), position))
+        *lines, _ = content.split(b"\n")  # what follows the last end of line is still being written
+        for line in lines:
+            position += len(line) + 1
+            entry = _entry(line)
+            if entry is not None:
+                found.append((entry, position))
         return found
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return the entry of a spool in this line; None for the torn line of a writer that died, and for any other."""
+    try:
+        entry: dict[str, Any] = typed(dict[str, Any], parse_json(line, "It"), "It")
+        fields = next(fields for fields in _ENTRIES if fields.keys() <= entry.keys())
+        for name, hint in fields.items():
+            typed(hint, entry[name], name)
+    except (InputError, StopIteration):
+        return None
+    if "file" in entry and not _is_copy(entry["file"], entry["artifact_dir"]):
+        return None
+    return entry
+
+
+def _is_copy(file: str, artifact_dir: str) -> bool:
+    """Whether a file's names are what `_Channel` writes: the copy is sent, and then its folder is deleted."""
+    parts = file.split("/")
+    is_ours = len(parts) == 3 and parts[0] == "files" and "" not in parts
+    return (
+        is_ours and not {".", ".."} & {*parts, *artifact_dir.split("/")} and "\0" not in file + artifact_dir
+    )
 
 
 def _ship(uri: str, run_id: str, points_channel: _Channel, files_channel: _Channel) -> None:
@@ -526,8 +633,11 @@ def _ship(uri: str, run_id: str, points_channel: _Channel, files_channel: _Chann
         points_channel.mark_sent(position)
     for entry, position in files_channel.unsent():
         copy = files_channel.folder / entry["file"]
-        if copy.exists():
+        try:
             mlflow_client.log_artifact(run_id, str(copy), entry["artifact_dir"] or None)
+        except (OSError, MlflowException):
+            if copy.exists():
+                raise  # else another process that ends this run has sent it meanwhile
         files_channel.mark_sent(position)
         shutil.rmtree(copy.parent, ignore_errors=True)
 
@@ -542,13 +652,15 @@ def _send_state(mlflow_client: MlflowClient, run_id: str, entry: Mapping[str, An
 def _check_http(uri: str) -> None:
     """Ask the server for its health: MLflow's own client would try for minutes."""
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=CHECK_TIMEOUT_S):
+        parts = urllib.parse.urlsplit(uri)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        with urllib.request.urlopen(address.rstrip("/") + "/health", timeout=CHECK_TIMEOUT_S):
             return
     except urllib.error.HTTPError:
         return  # it answers; what it refuses, it says at the first real request
     except (OSError, ValueError) as error:
         cause = getattr(error, "reason", error)
-        raise InputError(
+        raise AwayError(
             f"The MLflow server must answer, but there is no answer from {shown(uri)} ({cause}). "
             "Start it (`mlflow server`), or set tracking.tracking_uri or MLFLOW_TRACKING_URI to one that "
             "answers."
@@ -621,8 +733,8 @@ def _origin_tags() -> dict[str, str]:
     sha, is_dirty = commit()
     tags = {f"version.{name}": version_of(name) for name in VERSIONS_OF} | {
         "version.python": platform.python_version(),
-        "segfleet.commit": sha or "unknown",
-        "segfleet.dirty": str(is_dirty).lower() if sha else "unknown",
+        "segfleet.commit": sha or UNKNOWN,
+        "segfleet.dirty": str(is_dirty).lower() if sha else UNKNOWN,
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "JOB",
     }
@@ -647,13 +759,6 @@ def _commit_of_checkout(folder: Path) -> tuple[str, bool]:
         return git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no") != ""
     except (OSError, subprocess.SubprocessError):
         return "", False
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, shortened to what a terminal shows."""
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0].rstrip(".")
-    return line if len(line) <= 300 else line[:297] + "…"
 
 
 def _now_ms() -> int:

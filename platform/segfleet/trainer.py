@@ -6,11 +6,13 @@ and a worker group resumes from the newest of them that passes its verification.
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from pspnet.data import num_iterations
 from pspnet.errors import InputError
@@ -27,23 +29,22 @@ from pspnet.metrics import constant_miou
 from pspnet.model import refuse_single_values
 from pspnet.sizes import sides
 from pspnet.store import Store
-from segfleet import cluster, registry, tracking
+from segfleet import cluster, lease, registry, tracking
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
-from segfleet.config import TrainingConfig, digest, flat, override, to_json
+from segfleet.config import TrainingConfig, digest, flat, override, to_json, without_passwords
 from segfleet.memory import fitted
+from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
 from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.secret import masked, secrets_of
+from segfleet.torsos import set_aside
 from segfleet.worker import (
     PANEL_FILE,
     PROGRESS_FILE,
     SPOOL_FOLDER,
-    Outcome,
-    Reason,
+    TABLE_TAG,
     Task,
-    message_of,
     new_cross_entropy,
     new_model,
-    read_outcome,
-    record_outcome,
     track,
     train_worker,
 )
@@ -53,10 +54,14 @@ _DEATHS = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
     WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
-"""What Ray Train names as the cause where a worker's process or node is gone."""
+"""What Ray Train names as the cause where a worker's process or node is gone, or answers no more."""
 
+RESIZE_CHECK_S = 60.0
+"""How often a group that is smaller than it might be is compared with what the cluster has."""
 FOLLOW_INTERVAL_S = 0.2
+KEY_CHARACTERS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,8 @@ class TrainingResult:
 def run_training(config: TrainingConfig) -> TrainingResult:
     """Train `config` on the cluster at RAY_ADDRESS or a local one, under one MLflow run per run folder.
 
-    The same command goes on after any interruption. Raises InputError for what a person can mend.
+    The same command goes on after any interruption. Raises InputError for what a person can mend, HeldError where
+    another process trains in the folder.
     """
     config = resolve(config)
     model_name = config.tracking.registered_model_name
@@ -113,9 +119,11 @@ def run_training(config: TrainingConfig) -> TrainingResult:
         store = check_data(config)
         uri = tracking.resolve_uri(config.tracking)
         tracking.check_server(uri)
-        stack.enter_context(cluster.connect(config.tracking.storage_dir))
         name = run_name(config)
         run_dir = run_folder(config, name)
+        stack.enter_context(lease.held(run_dir, f"training {name}"))
+        shutil.rmtree(run_dir / "ray", ignore_errors=True)  # of a process that died
+        stack.enter_context(cluster.connect(config.tracking.storage_dir))
         run_id = tracking.open_run(
             config.tracking,
             run_name=name,
@@ -123,6 +131,8 @@ def run_training(config: TrainingConfig) -> TrainingResult:
             parent_run_id=None,
             tags={
                 "segfleet.config_digest": digest(config),
+                **TABLE_TAG,
+                "mlflow.note.content": _described(config, store),
                 **protocol_tags(training_protocol(config, store.digest)),
             },
             params={path: value for path, value in flat(config).items() if not path.startswith("tracking.")},
@@ -184,10 +194,10 @@ def build_trainer(
 def new_task(config: TrainingConfig, *, name: str, run_id: str, attempt: str) -> Task:
     """Return what workers are told of the training `name`, whose paths are absolute."""
     return Task(
-        config_json=to_json(config),
+        config_json=to_json(without_passwords(config)),
         run_dir=str(run_folder(config, name)),
         run_id=run_id,
-        tracking_uri=tracking.resolve_uri(config.tracking) if run_id else "",
+        tracking_uri=masked(tracking.resolve_uri(config.tracking)) if run_id else "",
         attempt=attempt,
     )
 
@@ -205,10 +215,13 @@ def train_run(
     cluster.tune_ray()
     workers = config.workers
     return TorchTrainer(
-        worker,
+        _knowing(secrets_of(os.environ, config.tracking.tracking_uri), worker),
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=(workers.min_workers, workers.num_workers)
+            if workers.min_workers
+            else workers.num_workers,
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
         ),
@@ -222,13 +235,29 @@ def train_run(
     )
 
 
+def _knowing(
+    secrets: Mapping[str, str], worker: Callable[[dict[str, Any]], None]
+) -> Callable[[dict[str, Any]], None]:
+    """Return `worker` with what is secret in its environment: Ray keeps its settings, not the function itself."""
+
+    def run(settings: dict[str, Any]) -> None:
+        os.environ.update(secrets)
+        worker(settings)
+
+    return run if secrets else worker
+
+
 def fit(trainer: TorchTrainer) -> TrainingResult:
     """Run the trainer to its end and say how it ended; never raises for what happens in the workers."""
     task = Task(**(trainer.train_loop_config or {}))
-    error: ray.train.TrainingFailedError | None = None
+    error: Exception | None = None
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as raised:
+        with _interrupt_as_before():
+            trainer.fit()
+    except (
+        ray.train.TrainingFailedError,
+        ray.exceptions.RayError,
+    ) as raised:  # the second: its controller died
         error = raised
     outcome = read_outcome(task.run_dir, task.attempt)
     if outcome is None:
@@ -236,6 +265,19 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
         record_outcome(task.run_dir, outcome)
     shutil.rmtree(Path(task.run_dir) / "ray" / task.attempt, ignore_errors=True)
     return _result(task, outcome)
+
+
+@contextlib.contextmanager
+def _interrupt_as_before() -> Iterator[None]:
+    """Give SIGINT back its handler: Ray Train's stays for ever, and keeps the run's controller alive with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def stop(config: TrainingConfig, *, name: str, attempt: str, message: str) -> None:
@@ -334,6 +376,16 @@ def baseline(config: TrainingConfig, store: Store) -> str:
     return f"{store.class_table.class_names[train_id]} everywhere: {miou:.4f}"
 
 
+def _described(config: TrainingConfig, store: Store) -> str:
+    """Return what the tracking server's page says of the run at first sight."""
+    data, schedule = config.data, config.schedule
+    return (
+        f"{config.model.backbone}, crop {data.crop_size}, {schedule.num_epochs} epochs of batch "
+        f"{schedule.global_batch_size}, base_lr {config.optim.base_lr:g}, on {data.train_split} of "
+        f"{store.manifest.name}, scored on {data.val_split}."
+    )
+
+
 def run_folder(config: TrainingConfig, name: str) -> Path:
     """Return the folder of all that the training `name` leaves: see worker.py."""
     return Path(config.tracking.storage_dir) / name
@@ -405,6 +457,8 @@ def outcome_of(error: Exception | None, task: Task) -> Outcome:
     if isinstance(error, ray.train.ControllerError):
         causes = [error.controller_failure]
     reason: Reason = "failed"
+    if isinstance(error, ray.exceptions.RayError):
+        causes = [error]
     if not causes or any(isinstance(cause, _DEATHS) for cause in causes):
         reason = "lost"
     if any("running low on memory" in str(cause) for cause in causes):  # Ray's monitor killed a worker
@@ -419,7 +473,7 @@ def outcome_of(error: Exception | None, task: Task) -> Outcome:
 
 def _result(task: Task, outcome: Outcome) -> TrainingResult:
     run_dir = Path(task.run_dir)
-    folders = checkpoint_folders(run_dir / "checkpoints")
+    folders = [folder for folder in checkpoint_folders(run_dir / "checkpoints") if _has_state(folder)]
     metrics: dict[str, Any] = {}
     if folders:
         metrics = json.loads((folders[-1] / STATE_FILE).read_text())["metrics"]
@@ -437,10 +491,21 @@ def _result(task: Task, outcome: Outcome) -> TrainingResult:
     )
 
 
+def _has_state(checkpoint: Path) -> bool:
+    """Whether the checkpoint's description can be read: a damaged one is passed over."""
+    try:
+        return "metrics" in json.loads((checkpoint / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def _run_key(run_dir: Path) -> str:
     """Return what ties the MLflow run to this folder for ever: a deleted folder begins a new run."""
-    path = run_dir / "run_key"
-    if not path.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"training/{run_dir.name}/{uuid.uuid4().hex}")
+    path, start = run_dir / "run_key", f"training/{run_dir.name}/"
+    if path.exists():
+        key = path.read_text(errors="replace")
+        if len(key) == len(start) + KEY_CHARACTERS:
+            return key
+        set_aside(path, f"{len(key)} characters")
+    write_atomically(path, f"{start}{uuid.uuid4().hex}".encode())
     return path.read_text()

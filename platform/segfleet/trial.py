@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from segfleet.faults import fault
+
 
 class Trial(tune.Trainable):
     """One trial on the group of workers that its settings name; Tune uses the process again for the next one.
@@ -29,5 +31,6 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Let the trial go on and wait for its next report, or its end."""
         event: Any = ray.get(self._group.next_event.remote(self._heard))
+        fault("trial.heard")
         self._heard = event[0]
         return dict(event[1])

@@ -15,11 +15,10 @@ import math
 import os
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.exceptions
@@ -49,32 +48,52 @@ from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.sizes import sides
 from pspnet.store import Store
-from pspnet.training_stats import DivergedError, IterationStats, TrainStats
+from pspnet.training_stats import DivergedError, EpochPart, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
 from pspnet.weights import load_backbone_weights
 from segfleet.checkpoint import (
+    PART_FOLDER,
     Checkpoint,
     checkpoint_path,
     finite,
     load_checkpoint,
     newest_good,
+    newest_part,
     retain,
     save_checkpoint,
 )
-from segfleet.config import TrainingConfig, differences, from_json, to_json
+from segfleet.config import TrainingConfig, from_json, to_json
+from segfleet.continuation import check_same_training
+from segfleet.faults import fault
 from segfleet.memory import fitted, network_of, peak_bytes, predicted
+from segfleet.notice import Notice, epoch_part
+from segfleet.outcome import (
+    AgreedError,
+    Outcome,
+    StoppedError,
+    message_of,
+    read_outcome,
+    reason_of,
+    record_outcome,
+    write_atomically,
+)
+from segfleet.progress_log import ProgressLog
+from segfleet.secret import masked, unmasked
 
 if TYPE_CHECKING:
+    from segfleet.system_metrics import SystemMetrics
     from segfleet.tracking import RunWriter
 
-Reason = Literal["complete", "pruned", "diverged", "oom", "refused", "failed", "lost"]
 Report = Callable[[dict[str, Any]], None]
 
-PROGRESS_INTERVAL_S = 2.0
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Variable by which Ray Train is told not to watch for nodes that are taken back."""
 NUM_PANEL_IMAGES = 6
-OUTCOME_FILE = "outcome.json"
 PROGRESS_FILE = "progress.log"
 SPOOL_FOLDER = "spool"
+CLASS_TABLE = "class_iou.json"
+TABLE_TAG = {"mlflow.loggedArtifacts": json.dumps([{"path": CLASS_TABLE, "type": "table"}])}
+"""By this tag MLflow's page shows the artifact as a table."""
 PANEL_FILE = "panel.png"
 CONFUSION_FILE = "confusion_matrix.png"
 
@@ -89,6 +108,7 @@ class Task:
     run_id: str
     """MLflow run to write to; "" for none."""
     tracking_uri: str
+    """Without its password, which is in the environment of the workers."""
     attempt: str
     """Names this call of `fit`: outcomes of earlier ones do not count."""
 
@@ -100,17 +120,8 @@ class Place:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How an attempt ended."""
-
-    attempt: str
-    reason: Reason
-    message: str = ""
-    detail: str = ""
-    """The traceback of a defect."""
+    is_leaving: Callable[[], bool] | None = None
+    """Whether a node of the group is to be taken back, asked by all workers at once; None: that is never known."""
 
 
 def train_worker(task_values: Mapping[str, Any]) -> None:
@@ -129,7 +140,12 @@ def here() -> Place:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
+        is_leaving=None if os.environ.get(WATCHER) == "0" else _is_leaving,
     )
+
+
+def _is_leaving() -> bool:
+    return ray.train.get_preemption_info() is not None
 
 
 def execute(task: Task, place: Place, *, report: Report) -> None:
@@ -144,12 +160,12 @@ def execute(task: Task, place: Place, *, report: Report) -> None:
         reason = reason_of(error)
         if reason is None:
             raise
-        detail = "".join(traceback.format_exception(error))
+        detail = masked("".join(traceback.format_exception(error)))
         record_outcome(
             task.run_dir,
             Outcome(attempt=task.attempt, reason=reason, message=message_of(error), detail=detail),
         )
-        if isinstance(error, _AgreedError | DivergedError):
+        if isinstance(error, AgreedError | DivergedError):
             return
         raise
     if place.rank == 0:
@@ -165,16 +181,24 @@ def train(task: Task, place: Place, *, report: Report) -> None:
     torch.set_num_threads(config.workers.cpus_per_worker)
     run_dir = Path(task.run_dir)
     with contextlib.ExitStack() as stack:
-        writer = None
+        writer = system = None
         if place.rank == 0 and task.run_id:
             # MLflow takes seconds to import, and only this worker needs it
+            from segfleet.system_metrics import SystemMetrics
             from segfleet.tracking import RunWriter
 
             writer = stack.enter_context(
-                contextlib.closing(RunWriter(task.tracking_uri, task.run_id, run_dir / SPOOL_FOLDER))
+                contextlib.closing(
+                    RunWriter(
+                        unmasked(task.tracking_uri, "The tracking server"),
+                        task.run_id,
+                        run_dir / SPOOL_FOLDER,
+                    )
+                )
             )
+            system = stack.enter_context(SystemMetrics())
         log = stack.enter_context(ProgressLog(run_dir / PROGRESS_FILE if place.rank == 0 else None))
-        Training(config, task, place, log=log, writer=writer).run(report)
+        Training(config, task, place, log=log, writer=writer, system=system).run(report)
 
 
 class Training:
@@ -188,8 +212,9 @@ class Training:
         *,
         log: "ProgressLog",
         writer: "RunWriter | None",
+        system: "SystemMetrics | None" = None,
     ) -> None:
-        self.task, self.place, self.log, self.writer = task, place, log, writer
+        self.task, self.place, self.log, self.writer, self.system = task, place, log, writer, system
         self.run_dir = Path(task.run_dir)
         with _agreed(place):
             self.store = Store.open(config.data.store, say=log.say)
@@ -226,9 +251,15 @@ class Training:
         self.average = new_average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.evaluated_model = self.model if self.average is None else unwrapped(self.average.module)
         """What is evaluated and kept: the weights, or their average."""
+        self.notice = Notice(place.is_leaving, asks=place.rank == 0)
+        self._epochs_done = 0
+        self._begun: EpochPart | None = None
+        """What a checkpoint has of the epoch after these."""
+        self._useful_s = 0.0
         checkpoint = _same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
         with _agreed(place):
             self.last_metrics = None if checkpoint is None else self._resume(checkpoint)
+        self._report_wait_s: float | None = None
 
     def run(self, report: Report) -> None:
         """Train the epochs that are left; each evaluated one is checkpointed, tracked, and then reported.
@@ -238,21 +269,28 @@ class Training:
         """
         if self.place.rank == 0:
             self._track_config()
-        useful_s_at_start = useful_s = 0.0
+        if self.config.workers.min_workers:
+            size, workers = self.place.world_size, self.config.workers.num_workers
+            parts = self.config.accumulation_steps_of(size)
+            self.log.say(f"with {size} of {workers} workers, each its share of a batch in {parts} parts")
+        useful_s_at_start = 0.0
         if self.last_metrics is not None:
-            useful_s_at_start = useful_s = self.last_metrics.get("useful_s", 0.0)
+            useful_s_at_start = self.last_metrics.get("useful_s", 0.0)
             self._track(self.last_metrics)
-            report(_reported(self.last_metrics | {"useful_s_at_start": useful_s}))
+            self._report(report, self.last_metrics | {"useful_s_at_start": useful_s_at_start})
         num_epochs = self.config.schedule.num_epochs
         for epoch in range(self._epochs_done, num_epochs):
-            started = time.monotonic()
-            stats = self._train_epoch(epoch)
+            begun, self._begun = self._begun, None
+            started = time.monotonic() - (0.0 if begun is None else begun.seconds)
+            stats = self._train_epoch(epoch, begun)
             is_last = epoch + 1 == num_epochs
             metrics = self._training_metrics(epoch + 1, stats)
+            if self.system is not None:
+                metrics["system"] = self.system.take()
             if not is_last and (epoch + 1) % self.config.schedule.evaluate_every_epochs:
                 self._track(metrics)
                 self.log.epoch(metrics, num_epochs, time.monotonic() - started)
-                useful_s += time.monotonic() - started
+                self._useful_s += time.monotonic() - started
                 continue
             confusion = self._evaluate()
             metrics |= self._validation_metrics(confusion) | {
@@ -261,17 +299,23 @@ class Training:
             }
             if self._is_ended():
                 return
-            useful_s += time.monotonic() - started
-            metrics |= {"useful_s": useful_s, "useful_s_at_start": useful_s_at_start}
+            self._useful_s += time.monotonic() - started
+            metrics |= {"useful_s": self._useful_s, "useful_s_at_start": useful_s_at_start}
+            metrics |= {"report_wait_s": self._report_wait_s}  # of the report before this one
             metrics["history"] = [*self._history, [epoch + 1, metrics["miou"]]]
             if self.place.rank == 0:
                 self._save(metrics)
                 self._track(metrics)
-                if is_last:
-                    self._draw(confusion)
+                self._draw(confusion, metrics)
             self.log.epoch(metrics, num_epochs, time.monotonic() - started)
             self.last_metrics = metrics
-            report(_reported(metrics))
+            self._report(report, metrics)
+
+    def _report(self, report: Report, metrics: Mapping[str, Any]) -> None:
+        """Report, and measure how long it took whoever decides to let this training go on."""
+        started = time.monotonic()
+        report(_reported(metrics))
+        self._report_wait_s = time.monotonic() - started
 
     def _fitted(self, config: TrainingConfig) -> TrainingConfig:
         """Return `config` with as many accumulation steps as its memory asks for, and say so."""
@@ -312,25 +356,28 @@ class Training:
         """Epoch and mIoU of every evaluation so far: who missed a report learns it from the next."""
         return [] if self.last_metrics is None else list(self.last_metrics["history"])
 
-    @property
-    def _epochs_done(self) -> int:
-        return 0 if self.last_metrics is None else int(self.last_metrics["epoch"])
-
-    def _resume(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Take over the checkpoint's weights and optimizer state and return its metrics."""
-        _check_same_training(self.config, self.store.digest, checkpoint)
-        metrics: dict[str, Any] = checkpoint.state["metrics"]
+    def _resume(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Take over the checkpoint's weights and optimizer state; return the metrics of its last whole epoch."""
+        check_same_training(self.config, self.store, checkpoint)
         self.model.load_state_dict(checkpoint.trained_state)
         self.optimizer.load_state_dict(checkpoint.optimizer_state)
         if self.average is not None:
             self.evaluated_model.load_state_dict(checkpoint.model_state)
-            self.average.n_averaged.fill_(metrics["iteration"])
-        self.log.say(f"resumed after epoch {metrics['epoch']} from {checkpoint.path}")
-        return metrics
+            self.average.n_averaged.fill_(checkpoint.state["iteration"])
+        self._epochs_done = checkpoint.state["epoch"]
+        metrics: dict[str, Any] = checkpoint.state["metrics"]
+        self._useful_s = checkpoint.state.get("useful_s", metrics.get("useful_s", 0.0))
+        where = f"after epoch {self._epochs_done}"
+        if "part" in checkpoint.state:
+            self._begun = epoch_part(checkpoint.state["part"])
+            where += f" and {self._begun.iterations} of {self.iterations_per_epoch} iterations"
+        self.log.say(f"resumed {where} from {checkpoint.path}")
+        return metrics or None
 
-    def _train_epoch(self, epoch: int) -> TrainStats:
+    def _train_epoch(self, epoch: int, begun: EpochPart | None) -> TrainStats:
         data, schedule, optim = self.config.data, self.config.schedule, self.config.optim
-        torch.manual_seed(_dropout_seed(schedule.seed, epoch, self.place.rank))
+        num_begun = 0 if begun is None else begun.iterations
+        self._seed_dropout(epoch * self.iterations_per_epoch + num_begun)
         batches = train_batches(
             self.train_split,
             seed=schedule.seed,
@@ -347,10 +394,17 @@ class Training:
             is_photometric=data.photometric,
             max_class_share=data.max_class_share,
             classes=self.classes,
+            start_iteration=num_begun,
             max_iterations=self.iterations_per_epoch,
             num_prefetch_threads=data.num_prefetch_threads,
         )
         max_iterations = self.iterations_per_epoch * schedule.num_epochs
+
+        def on_iteration(stats: IterationStats) -> None:
+            self.log.iteration(stats, epoch, schedule.num_epochs, max_iterations, schedule.global_batch_size)
+            self._seed_dropout(stats.iteration + 1)
+            fault("training.step")
+
         return train_one_epoch(
             self.group_model,
             self.optimizer,
@@ -368,16 +422,44 @@ class Training:
             power=optim.power,
             aux_loss_weight=optim.aux_loss_weight,
             precision=self.config.workers.precision,
-            accumulation_steps=schedule.accumulation_steps,
+            accumulation_steps=self.config.accumulation_steps_of(self.place.world_size),
             max_gradient_norm=optim.max_gradient_norm,
             warm_up_iterations=optim.warm_up_iterations,
             warm_up_start=optim.warm_up_start,
             cross_entropy=self.cross_entropy,
             average=self.average,
-            on_iteration=lambda stats: self.log.iteration(
-                stats, epoch, schedule.num_epochs, max_iterations, schedule.global_batch_size
-            ),
+            on_iteration=on_iteration,
+            begun=begun,
+            is_called=self.notice.is_due,
+            on_call=lambda part: self._save_part(epoch, part),
         )
+
+    def _seed_dropout(self, iteration: int) -> None:
+        """Seed what is dropped in an iteration, so that no generator's state need be stored."""
+        schedule = self.config.schedule
+        torch.manual_seed(_dropout_seed(schedule.seed, iteration, self.place.rank))
+
+    def _save_part(self, epoch: int, part: EpochPart) -> None:
+        """Save the training as it is in the midst of an epoch, if a node of its group is to be taken back."""
+        if not self.notice.hears() or self.place.rank != 0:
+            return
+        iteration = epoch * self.iterations_per_epoch + part.iterations
+        with self.notice.saving():
+            try:
+                path = self._write_checkpoint(
+                    self.run_dir / "checkpoints" / PART_FOLDER,
+                    {
+                        "epoch": epoch,
+                        "iteration": iteration,
+                        "metrics": self.last_metrics or {},
+                        "useful_s": self._useful_s,
+                        "part": asdict(part),
+                    },
+                )
+            except OSError as error:  # the last whole one is still there
+                self.log.say(f"notice: iteration {iteration} could not be saved: {error}")
+                return
+        self.log.say(f"notice: a node is to be taken back; saved iteration {iteration} to {path}")
 
     def _evaluate(self) -> ConfusionMatrix:
         """Return the counts of the whole validation split, each image once, by rank 0's statistics."""
@@ -428,8 +510,12 @@ class Training:
         }
 
     def _save(self, metrics: dict[str, Any]) -> None:
-        folder = save_checkpoint(
-            metrics["checkpoint_path"],
+        of_metrics = {"epoch": metrics["epoch"], "iteration": metrics["iteration"], "metrics": metrics}
+        retain(self._write_checkpoint(metrics["checkpoint_path"], of_metrics).parent)
+
+    def _write_checkpoint(self, folder: str | Path, state: Mapping[str, Any]) -> Path:
+        return save_checkpoint(
+            folder,
             model_state=self.evaluated_model.state_dict(),
             trained_state=None if self.average is None else self.model.state_dict(),
             optimizer_state=self.optimizer.state_dict(),
@@ -440,16 +526,13 @@ class Training:
                 "mean": list(map(float, self.store.mean)),
                 "std": list(map(float, self.store.std)),
                 "store_digest": self.store.digest,
-                "epoch": metrics["epoch"],
-                "iteration": metrics["iteration"],
-                "metrics": metrics,
+                **state,
             },
         )
-        retain(folder.parent)
 
     def _track_config(self) -> None:
         path = self.run_dir / "config.json"
-        _write_atomically(path, to_json(self.config).encode())
+        write_atomically(path, to_json(self.config).encode())
         if self.writer is not None:
             self.writer.log_artifact(path, "")
 
@@ -457,8 +540,11 @@ class Training:
         if self.writer is not None:
             track(self.writer, metrics)
 
-    def _draw(self, confusion: ConfusionMatrix) -> None:
-        """Write the panel of a few validation images, always the same ones, and the confusion matrix."""
+    def _draw(self, confusion: ConfusionMatrix, metrics: Mapping[str, Any]) -> None:
+        """Write the panel of a few validation images, always the same ones, the confusion matrix and a table of IoUs.
+
+        The run keeps the panel of each evaluation, as a smaller JPEG.
+        """
         rows, titles = [], []
         for index in _spread(len(self.val_split), NUM_PANEL_IMAGES):
             image, label = self.val_split.image(index), self.val_split.label(index)
@@ -484,161 +570,35 @@ class Training:
             os.replace(aside, path)
             if self.writer is not None:
                 self.writer.log_artifact(path, "pictures")
+        if self.writer is not None:
+            table = {
+                "columns": ["class", "IoU"],
+                "data": [list(item) for item in metrics["class_iou"].items()],
+            }
+            self.writer.log_text(json.dumps(table), CLASS_TABLE)
+        if self.writer is not None and rows:
+            path = self.run_dir / f"epoch_{metrics['epoch']:04d}.jpg"
+            pictures[PANEL_FILE].convert("RGB").save(path, quality=80)
+            self.writer.log_artifact(path, "pictures/panels")
+            path.unlink()
 
 
 def track(writer: "RunWriter", metrics: Mapping[str, Any]) -> None:
     """Send the curves of one epoch; the step is the number of epochs done."""
     points = {f"train/{name}": metrics[name] for name in ("loss", "main_loss", "aux_loss")}
     points |= {name: metrics[name] for name in ("lr", "images_per_s", "data_wait_s")}
-    # Checkpoints of earlier versions lack these; there is no mfu without a peak.
+    # Checkpoints of earlier versions lack these; there is no mfu without a peak, and no wait before the first report.
     points |= {
         name: metrics[name]
-        for name in ("gradient_norm", "tflops_per_s", "mfu")
+        for name in ("gradient_norm", "tflops_per_s", "mfu", "report_wait_s")
         if metrics.get(name) is not None
     }
+    points |= metrics.get("system", {})
     points |= {f"step/{part}_s": seconds for part, seconds in metrics.get("step_s", {}).items()}
     if "miou" in metrics:
         points |= {f"val/{name}": metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
         points |= {f"class_iou/{name}": iou for name, iou in metrics["class_iou"].items() if iou is not None}
     writer.log_metrics(points, step=metrics["epoch"])
-
-
-class ProgressLog:
-    """Appends plain lines to a file that the job's terminal follows; silent where it has none (rank > 0)."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._file = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a")
-        self._last_line = time.monotonic()
-        self._first: tuple[float, int] | None = None
-        self._parts_s: Counter[str] = Counter()
-        self.arithmetic: Arithmetic | None = None
-        """What an image costs; set once the network is known."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def say(self, line: str) -> None:
-        """Write one line."""
-        if self._file is not None:
-            self._file.write(line + "\n")
-            self._file.flush()
-
-    def iteration(
-        self, stats: IterationStats, epoch: int, num_epochs: int, max_iterations: int, batch: int
-    ) -> None:
-        """Write where the training is, at most every PROGRESS_INTERVAL_S."""
-        self._parts_s.update(stats.parts_s)
-        now = time.monotonic()
-        self._first = self._first or (now, stats.iteration)
-        if now - self._last_line < PROGRESS_INTERVAL_S or stats.iteration == self._first[1]:
-            return
-        self._last_line = now
-        seconds_each = (now - self._first[0]) / (stats.iteration - self._first[1])
-        left = seconds_each * (max_iterations - stats.iteration - 1)
-        self.say(
-            f"epoch {epoch + 1}/{num_epochs}  iteration {stats.iteration + 1}/{max_iterations}  "
-            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {self._speed(batch / seconds_each)}  "
-            f"{_shares(self._parts_s)}  ETA {_clock(left)}"
-        )
-        self._parts_s.clear()
-
-    def epoch(self, metrics: Mapping[str, Any], num_epochs: int, seconds: float) -> None:
-        """Write what an epoch ended with."""
-        line = (
-            f"epoch {metrics['epoch']}/{num_epochs} done in {seconds:.1f} s  loss {metrics['loss']:.4f}  "
-            f"{self._speed(metrics['images_per_s'])}  {_shares(metrics['step_s'])}"
-        )
-        if "miou" in metrics:
-            line += f"  val mIoU {metrics['miou']:.4f}  pixel accuracy {metrics['pixel_accuracy']:.4f}"
-        self._last_line = time.monotonic()
-        self.say(line)
-
-    def _speed(self, images_per_s: float) -> str:
-        text = f"{images_per_s:.1f} images/s"
-        if self.arithmetic is None:
-            return text
-        rates = self.arithmetic.rates(images_per_s)
-        if "mfu" in rates:
-            return f"{text}  MFU {rates['mfu']:.1%}"
-        return f"{text}  {rates['tflops_per_s']:.3g} TFLOP/s"
-
-
-def _shares(parts_s: Mapping[str, float]) -> str:
-    """Return each part's share of the steps' time, in whole percent."""
-    whole = sum(parts_s.values()) or 1.0
-    return "  ".join(f"{part} {seconds / whole:.0%}" for part, seconds in parts_s.items())
-
-
-def read_outcome(run_dir: str | Path, attempt: str) -> Outcome | None:
-    """Return how the attempt ended, or None while it has not."""
-    try:
-        outcome = Outcome(**json.loads((Path(run_dir) / OUTCOME_FILE).read_text()))
-    except FileNotFoundError:
-        return None
-    return outcome if outcome.attempt == attempt else None
-
-
-def record_outcome(run_dir: str | Path, outcome: Outcome) -> None:
-    """Store how an attempt ended; the first record of an attempt stays."""
-    if read_outcome(run_dir, outcome.attempt) is None:
-        _write_atomically(Path(run_dir) / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1).encode())
-
-
-def reason_of(error: Exception) -> Reason | None:
-    """Return the reason with which a training ends for good, or None where another try may do better.
-
-    RuntimeError and OSError are what a peer's death, a broken connection or a full disk look like.
-    """
-    if isinstance(error, _AgreedError):
-        return error.reason
-    if isinstance(error, InputError):
-        return "refused"
-    if isinstance(error, DivergedError):
-        return "diverged"
-    if _is_out_of_memory(error):
-        return "oom"
-    if isinstance(error, RuntimeError | OSError | ray.exceptions.RayError):
-        return None
-    return "failed"
-
-
-def message_of(error: Exception) -> str:
-    """Return an error in one line, with its type where it is not meant for people."""
-    if isinstance(error, InputError | DivergedError | _AgreedError):
-        return str(error)
-    if isinstance(error, ray.exceptions.RayTaskError):  # a remote traceback: its last line is the error
-        return str(error).strip().splitlines()[-1]
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{line} {_MEMORY_REMEDY}" if _is_out_of_memory(error) else line
-
-
-_MEMORY_REMEDY = (
-    "Raise schedule.accumulation_steps or set workers.memory_gib (the global batch stays), set workers.recompute, "
-    "lower data.crop_size."
-)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-class StoppedError(Exception):
-    """Who hears the reports ended the training: every worker raises it from the same report."""
-
-
-class _AgreedError(Exception):
-    """An error that every worker of the group raises together."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @contextlib.contextmanager
@@ -661,12 +621,15 @@ def _agreed(place: Place) -> Iterator[None]:
     dist.all_gather_object(everyones, mine)
     for theirs in everyones:
         if theirs is not None:
-            raise _AgreedError(*theirs) from error
+            raise AgreedError(*theirs) from error
 
 
 def _same_checkpoint(checkpoints_dir: Path, place: Place, *, say: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest good checkpoint of the run, the one that rank 0 chose, on every worker."""
-    checkpoint = newest_good(checkpoints_dir, say=say) if place.rank == 0 else None
+    checkpoint = None
+    if place.rank == 0:
+        whole = newest_good(checkpoints_dir, say=say)
+        checkpoint = newest_part(checkpoints_dir, whole, say=say) or whole
     if place.world_size == 1:
         return checkpoint
     chosen = [None if checkpoint is None else str(checkpoint.path)]
@@ -674,25 +637,6 @@ def _same_checkpoint(checkpoints_dir: Path, place: Place, *, say: Callable[[str]
     if place.rank > 0 and chosen[0] is not None:
         checkpoint = load_checkpoint(chosen[0])
     return checkpoint
-
-
-def _check_same_training(config: TrainingConfig, store_digest: str, checkpoint: Checkpoint) -> None:
-    """Raise InputError where the checkpoint belongs to another training; other workers make no other one."""
-    stored = from_json(TrainingConfig, json.dumps(checkpoint.state["config"]))
-    changes = {
-        path: value
-        for path, value in differences(stored, config).items()
-        if not path.startswith(("tracking.", "workers."))
-        and path not in ("data.store", "data.num_prefetch_threads")
-    }
-    if checkpoint.state["store_digest"] != store_digest:
-        changes["data.store"] = f"a store with digest {store_digest}"
-    if changes:
-        listed = ", ".join(f"{path} = {value}" for path, value in sorted(changes.items()))
-        raise InputError(
-            f"A run must go on with the configuration it began with, but {checkpoint.path.parent.parent} was "
-            f"trained without {listed}. Give another --tracking.run-name, or delete that folder."
-        )
 
 
 def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
@@ -719,9 +663,7 @@ def _arithmetic(config: TrainingConfig, model: PSPNet, place: Place) -> Arithmet
         num_frozen_stages=config.model.freeze_stages,
         frozen_batch_norm=config.model.freeze_batch_norm,
     )
-    return Arithmetic(
-        flops_per_image=flops, peak_flops=None if peak is None else peak * config.workers.num_workers
-    )
+    return Arithmetic(flops_per_image=flops, peak_flops=None if peak is None else peak * place.world_size)
 
 
 def new_cross_entropy(
@@ -753,9 +695,9 @@ def _share_buffers(model: torch.nn.Module, place: Place) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    """Return what a worker seeds its dropout with in an epoch, so that no generator state need be stored."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
+def _dropout_seed(seed: int, iteration: int, rank: int) -> int:
+    """Return what a worker seeds its dropout with in an iteration."""
+    return int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _reported(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -766,18 +708,3 @@ def _reported(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _spread(num_images: int, num_wanted: int) -> list[int]:
     """Return up to `num_wanted` indices, evenly spread from the first image on."""
     return sorted({index * num_images // num_wanted for index in range(num_wanted)} & set(range(num_images)))
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,27 @@ from segfleet.faults import VARIABLE
 from segfleet.worker import Place, Task, train
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.processes", "segfleet.registry", "segfleet.promotion_record"])
+_context.set_forkserver_preload(
+    [
+        "tests.faults.processes",
+        "segfleet.search",
+        "segfleet.promotion_record",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "mlflow.store.model_registry.sqlalchemy_store",
+    ]
+)
+
+
+def start(target: Callable[..., object], *arguments: Any, fault: str = "") -> BaseProcess:
+    """Start `target` in a process of its own under the fault."""
+    process = _context.Process(target=_under, args=(fault, target, arguments))
+    process.start()
+    return process
 
 
 def run(target: Callable[..., object], *arguments: Any, fault: str = "") -> int:
     """Run `target` in a process of its own under the fault; return its exit code, -9 if it was killed."""
-    process = _context.Process(target=_under, args=(fault, target, arguments))
-    process.start()
+    process = start(target, *arguments, fault=fault)
     process.join()
     assert process.exitcode is not None
     return process.exitcode

@@ -287,9 +287,9 @@ def test_a_store_whose_files_are_gone_or_altered_is_refused(store: Store, tmp_pa
     with pytest.raises(InputError, match=r"no split 'test'\. There are: train"):
         store.split("test")
     for content, message in (
-        ("{", "must be the JSON"),
+        ("{", "must be JSON"),
         ('{"format": 99}', "of format 99"),
-        ("[]", "must be the JSON"),
+        ("[]", "has no format"),
     ):
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(InputError, match=message):

@@ -174,8 +174,8 @@ def run_worker(rank: int, folder: str) -> None:
             "gloo", init_method=f"file://{folder}/group{world_size}", rank=rank, world_size=world_size
         )
         results: dict[str, Any] = {f"counts{n}": counted(rank, world_size, n) for n in (5, 2)}
+        results["trained"] = trained(rank, world_size)
         if world_size == 2:
-            results["trained"] = trained(rank, world_size)
             results["accumulated"] = trained(rank, world_size, accumulation_steps=2)
             results["hard"] = trained(rank, world_size, cross_entropy=KIND)
             results["diverged"] = trained(rank, world_size, prepare_with_a_nan)

@@ -38,14 +38,16 @@ def alone() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_workers_train_the_weights_of_one(group: dict, alone: dict[str, Any]) -> None:
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_train_the_weights_of_one(group: dict, alone: dict[str, Any], num_workers: int) -> None:
     """With BatchNorm on its running statistics (else each CPU worker has its own), in float64, over three steps.
 
-    The workers' shares of valid pixels differ ten to one, so that gradients averaged per worker would show.
+    The workers' shares of valid pixels differ ten to one, so that gradients averaged per worker would show. Three have
+    two, one and one of the four images.
     """
     initial = engine_workers.new_model().double().state_dict()
-    for rank in (0, 1):
-        theirs = group[2, rank]["trained"]
+    for rank in range(num_workers):
+        theirs = group[num_workers, rank]["trained"]
         assert theirs["losses"] == pytest.approx(alone["losses"], rel=1e-12)
         for name, weight in alone["weights"].items():
             torch.testing.assert_close(theirs["weights"][name], weight, rtol=1e-9, atol=1e-12)

@@ -169,12 +169,39 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"optim.ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), but got 1\.0"),
         ({"workers.compile": True, "workers.recompute": True}, r"Set one of them to False"),
         ({"workers.precision": "fp16"}, r"fp16 needs a GPU"),
+        (
+            {"workers.min_workers": 3},
+            r"between 0 and workers\.num_workers \(2\), but got 3\. 0 waits for all",
+        ),
         ({"optim": 3}, r"optim is a group of settings"),
     ],
 )
 def test_nonsense_is_refused_with_rule_value_and_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         override(training_preset("tiny"), changes)
+
+
+@given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_fewer_workers_take_no_larger_parts_and_leave_no_part_with_a_single_image(
+    num_workers: int, steps: int, micro: int, data: st.DataObject
+) -> None:
+    whole = override(
+        training_preset("tiny"),
+        {
+            "schedule.global_batch_size": num_workers * steps * micro,
+            "schedule.accumulation_steps": steps,
+            "workers.num_workers": num_workers,
+        },
+    )
+    assert whole.accumulation_steps_of(num_workers) == steps
+    fewer = data.draw(st.integers(1, num_workers))
+    parts = whole.accumulation_steps_of(fewer)
+    batch = whole.schedule.global_batch_size
+    shares = [len(range(rank, batch, fewer)) for rank in range(fewer)]
+    smallest, largest = min(shares) // parts, -(-max(shares) // parts)
+    assert smallest >= min(2, micro)
+    if largest > micro:
+        assert min(shares) // (parts + 1) < min(2, micro)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +226,7 @@ def test_a_configuration_stored_before_a_setting_was_added_loads_with_its_defaul
         "schedule": ("accumulation_steps",),
         "model": ("freeze_stages", "freeze_batch_norm"),
         "optim": ("warm_up_iterations", "warm_up_start", "max_gradient_norm", "ema_decay"),
-        "workers": ("recompute", "compile"),
+        "workers": ("recompute", "compile", "min_workers"),
     }.items():
         for name in names:
             del values[group][name]

@@ -1,11 +1,13 @@
 """Laws of the tracking on a database of its own; test_tracking_server.py has those that need a server."""
 
 import json
+import shutil
 import socket
 import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pspnet.errors import InputError
 from segfleet import tracking
@@ -66,6 +68,21 @@ def test_a_changed_parameter_becomes_a_tag_and_a_new_one_is_added(config: Tracki
     assert data.tags["segfleet.changed.num_trials"] == "8"
 
 
+def test_an_ended_run_is_named_by_its_outcome_until_it_goes_on_and_the_users_name_stays(
+    config: TrackingConfig,
+) -> None:
+    named = open_run(config, key="named")
+    client = tracking.client(config.tracking_uri)
+    tags = tracking.outcome_name("a name", "0.5000 complete")
+    assert tracking.end_run(config.tracking_uri, named, status="FINISHED", tags=tags)
+    assert client.get_run(named).info.run_name == "a name: 0.5000 complete"
+    open_run(config, key="named")
+    assert client.get_run(named).info.run_name == "a name"
+    client.set_tag(named, "mlflow.runName", "my best one")
+    open_run(config, key="named")
+    assert client.get_run(named).info.run_name == "my best one"
+
+
 def test_a_run_says_which_code_and_versions_it_is_of(
     config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +94,10 @@ def test_a_run_says_which_code_and_versions_it_is_of(
     assert tags["version.torch"].startswith("2.")
     assert "environment.txt" in [item.path for item in client.list_artifacts(run_id)]
     assert "commit==0123abcd-dirty\n" in tracking.environment_text()
+    monkeypatch.setattr(tracking, "commit", lambda: ("", False))  # continued from where nobody knows it
+    assert open_run(config, key="origin") == run_id
+    tags = client.get_run(run_id).data.tags
+    assert (tags["segfleet.commit"], tags["segfleet.dirty"]) == ("0123abcd", "true")
 
 
 def test_the_data_set_of_a_run_is_its_store_digest(config: TrackingConfig, run_id: str) -> None:
@@ -111,6 +132,33 @@ def test_points_texts_and_files_arrive(config: TrackingConfig, run_id: str, tmp_
     assert sent.read_bytes() == b"first"
     assert Path(client.download_artifacts(run_id, "notes/one.txt", str(tmp_path))).read_text() == "a note"
     assert list((tmp_path / "spool/files").iterdir()) == []
+
+
+def test_a_file_that_another_sender_has_just_sent_is_no_failure(
+    config: TrackingConfig,
+    run_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A worker's thread and the search that ends its run send the same spool at once."""
+    send = MlflowClient.log_artifact
+
+    def sent_by_both(client: MlflowClient, run_id: str, path: str, folder: str | None = None) -> None:
+        send(client, run_id, path, folder)
+        shutil.rmtree(Path(path).parent)  # the other one is done with it
+        send(client, run_id, path, folder)
+
+    (tmp_path / "panel.png").write_bytes(b"a picture")
+    writer = RunWriter(config.tracking_uri, run_id, tmp_path / "spool")
+    monkeypatch.setattr(MlflowClient, "log_artifact", sent_by_both)
+    writer.log_artifact(tmp_path / "panel.png", "pictures")
+    assert writer.flush(5)
+    writer.close()
+    assert "tracking: waiting" not in capsys.readouterr().out
+    assert [
+        item.path for item in tracking.client(config.tracking_uri).list_artifacts(run_id, "pictures")
+    ] == ["pictures/panel.png"]
 
 
 def test_values_that_are_not_finite_are_left_out(config: TrackingConfig, run_id: str, tmp_path: Path) -> None:
@@ -259,3 +307,25 @@ def dead_uri() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_server_that_is_away_is_asked_again_and_what_is_refused_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_S", (0.01, 0.02))
+    errors: list[Exception] = [tracking.AwayError("away")] * 3
+
+    def call() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert tracking.patiently(call) == "done"
+    assert capsys.readouterr().out.count("away") == 1
+    errors.append(InputError("refused"))
+    with pytest.raises(InputError, match="refused"):
+        tracking.patiently(call)
+    errors += [tracking.AwayError("away")] * 99
+    with pytest.raises(tracking.AwayError):
+        tracking.patiently(call, limit_s=0.1)
+    assert 0 < len(errors) < 99

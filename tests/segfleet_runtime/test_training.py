@@ -21,17 +21,9 @@ from pspnet.training_stats import DivergedError
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, load_config, override, to_json
 from segfleet.memory import peak_bytes, predicted
+from segfleet.outcome import Outcome, message_of, reason_of, record_outcome
 from segfleet.trainer import check_data
-from segfleet.worker import (
-    Outcome,
-    Place,
-    Task,
-    message_of,
-    new_cross_entropy,
-    reason_of,
-    record_outcome,
-    train,
-)
+from segfleet.worker import Place, Task, new_cross_entropy, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 
@@ -305,6 +297,15 @@ def test_weights_of_the_classes_are_those_of_the_training_pixels(config: Trainin
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), "oom"),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), None),
         (OSError(28, "No space left on device"), None),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Read timeout"), None),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), None),
+        (torch.distributed.DistBackendError("ended"), None),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), "failed"),
+        (
+            RuntimeError("Given groups=1, weight of size [8, 3, 3, 3], expected input to have 3 channels"),
+            "failed",
+        ),
         (KeyError("miou"), "failed"),
         (TypeError("a defect"), "failed"),
     ],

@@ -21,8 +21,8 @@ from pspnet.store import publish_store, write_shard
 from segfleet import cluster, groups, trainer
 from segfleet.checkpoint import checkpoint_folders
 from segfleet.config import TrainingConfig, override
+from segfleet.outcome import Outcome, read_outcome
 from segfleet.presets import tiny
-from segfleet.worker import Outcome, read_outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 

@@ -63,6 +63,16 @@ def test_a_trial_from_before_the_ledger_has_no_entry_in_the_sums() -> None:
     assert ledger_table(ledger([old], 2)).splitlines()[-1].split() == ["all", "0", *["0.0"] * 4, "-"]
 
 
+def test_workers_that_wait_between_trials_are_counted() -> None:
+    one = seen(begun([], 110.0), 130.0, report(15.0))
+    two = seen(begun([], 135.0), 155.0, report(12.0))
+    entries = ledger([trial(0, one), trial(1, two)], 2, {"a": [100.0, 160.0]})
+    assert [item.name for item in entries] == ["0", "1", "between", "all"]
+    between, everything = entries[2:]
+    assert (between.reserved, between.useful) == (2 * 20.0, 0.0)
+    assert (everything.reserved, everything.useful) == (2 * 60.0, 2 * 27.0)
+
+
 @given(st.data())
 def test_the_parts_add_up_to_the_wall_clock(data: st.DataObject) -> None:
     """Trials one after the other on one group of workers: their entries are the time that passed, but for the gaps."""

@@ -7,8 +7,8 @@ import pytest
 from segfleet import tracking
 from segfleet.config import SearchConfig, override
 from segfleet.presets import search_preset
-from segfleet.search import complete_runs
 from segfleet.study import Study
+from segfleet.trials import complete_runs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates

@@ -22,6 +22,7 @@ from segfleet.checkpoint import load_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
 from segfleet.evaluation import evaluate_model
 from segfleet.final_score import split_for_trials
+from segfleet.finals import plan_finals, standing
 from segfleet.protocol import Protocol, training_protocol
 from segfleet.scores import Scores
 from segfleet.selection import choose_selection
@@ -34,6 +35,7 @@ pytestmark = [
 ]
 REPOSITORY = Path(__file__).parents[2]
 NUM_TRIALS = 4
+NUM_SEEDS = 2
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,10 @@ def command(folder: Path) -> list[str]:
         "--num-trials": NUM_TRIALS,
         "--workers.num-workers": 1,
         "--schedule.num-epochs": 3,
+        "--data.crop-size": 41,
         "--space.crop-sizes": 41,
+        "--num-finalists": 2,
+        "--num-seeds": NUM_SEEDS,
         "--max-concurrent-trials": 1,
     }
     return [
@@ -95,10 +100,11 @@ def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing
     log = folder / "first.log"
     with log.open("w") as out:
         first = subprocess.Popen(command(folder), cwd=REPOSITORY, env=environment(), stdout=out, stderr=out)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 600
     while "trial 1 epoch 1" not in log.read_text() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     assert first.poll() is None, log.read_text()[-3000:]
+    assert "trial 1 epoch 1" in log.read_text(), log.read_text()[-3000:]
     cluster = psutil.Process(first.pid).children(recursive=True)
     workers = [process for process in cluster if "RayTrainWorker" in process.name()]
     assert workers
@@ -115,8 +121,10 @@ def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing
     )
     assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-2000:]
     assert "trial 0 starts" not in second.stdout
+    assert "View detailed results" not in second.stdout  # of a folder of Ray Tune that is removed
     assert ("trial 1 goes on" in second.stdout) != was_ended
 
+    leave_open(folder, trial=2)  # as a process does that dies before it has told the tracking server
     third = subprocess.run(
         command(folder), cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300
     )
@@ -131,6 +139,16 @@ def test_killed_and_run_again_it_is_one_search_and_a_finished_one_trains_nothing
     assert "read 1x, never by a trial" in validation.findall(third.stdout)[0]
 
 
+def leave_open(folder: Path, *, trial: int) -> None:
+    uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    wanted = f"tags.`segfleet.trial` = '{trial}' and tags.`segfleet.kind` = 'trial'"
+    (run,) = client.search_runs([experiment.experiment_id], wanted)
+    client.update_run(run.info.run_id, status="RUNNING")
+
+
 def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
     uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -141,11 +159,13 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
     trials = {
         run.data.tags["segfleet.trial"]: run for run in runs if run.data.tags["segfleet.kind"] == "trial"
     }
+    finalists = [run for run in runs if run.data.tags["segfleet.kind"] == "finalist"]
     assert len(parents) == 1
     assert sorted(trials) == [str(number) for number in range(NUM_TRIALS)]
-    assert len(runs) == NUM_TRIALS + 1
+    assert len(runs) == NUM_TRIALS + len(finalists) + 1
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {parents[0].info.run_id}
+    nested = [*trials.values(), *finalists]
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parents[0].info.run_id}
 
     config = from_json(SearchConfig, client_text(folder, client, parents[0].info.run_id))
     store = Store.open(config.training.data.store)
@@ -172,9 +192,23 @@ def test_study_runs_and_registry_agree_afterwards(folder: Path) -> None:
             | {"tracking.run_name": stored.tracking.run_name, "tracking.registered_model_name": ""},
         )
 
-    best = max((record for record in records if record.reason == "complete"), key=lambda record: record.miou)
+    chosen = [record for record in study.leaderboard() if record.reason == "complete"][:2]
+    finals = plan_finals(config, study, store.digest)
+    assert finals is not None
+    assert finals.num_left() == 0
+    assert sorted(run.data.tags["segfleet.finalist_of"] for run in finalists) == sorted(
+        str(record.number) for record in chosen for _ in range(NUM_SEEDS)
+    )
+    seeds = {record.number: record.changes["schedule.seed"] for record in finals.trials()}
+    assert set(seeds.values()) == {1, 2}
+    for run in finalists:
+        assert run.data.params["schedule.seed"] == str(seeds[int(run.data.tags["segfleet.trial"])])
+    winner = standing(study, finals)[0]
+    best = winner.best
+    assert best.miou == max(record.miou for record in winner.trainings)
     model = registry.fetch("models:/pspnet-patches@champion", tracking_uri=uri, device="cpu")
-    assert model.info["scores"] == study.final_scores()[best.number]
+    assert study.final_scores() == {}
+    assert model.info["scores"] == finals.final_scores()[best.number]
     protocol = Protocol(store_digest=store.digest, split="val")
     assert Scores.from_dict(model.info["scores"]) == evaluate_model(model, store, protocol).scores
     assert model.info["scores"]["miou"] != best.miou

@@ -26,6 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             "training.tracking.storage_dir": str(tmp_path_factory.mktemp("page")),
             "study": "s",
             "sampler": "random",
+            "fidelity": "epochs",
         },
     )
     study = Study(config, store_digest="d")
@@ -54,7 +55,10 @@ def test_the_setting_that_matters_is_found_at_an_epoch_that_half_of_the_trials_r
 
 
 def test_too_few_or_equal_trials_say_nothing(study: Study) -> None:
-    trials = study._study.get_trials(deepcopy=False)
+    trials = [
+        (trial, {float(epoch): miou for epoch, miou in trial.intermediate_values.items()})
+        for trial in study._study.get_trials(deepcopy=False)
+    ]
     assert compared(trials[:5]) is None
     assert compared(trials[:6]) is not None
     assert compared([]) is None

@@ -106,7 +106,7 @@ def test_the_gaussian_process_proposes_after_its_random_trials(config: SearchCon
 
 
 def test_decisions_are_those_of_optunas_median_rule(config: SearchConfig, tmp_path: Path) -> None:
-    config = replace(config, scheduler="median", num_trials=30)
+    config = replace(config, scheduler="median", num_trials=30, fidelity="epochs")
     study = Study(config, store_digest="d")
     reference = optuna.create_study(
         direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)

@@ -16,8 +16,9 @@ from pspnet.errors import InputError
 from segfleet import study as study_module
 from segfleet.config import SearchConfig, SpaceConfig, override
 from segfleet.presets import search_preset
+from segfleet.pruning import decide_rung, epoch_weight, rungs
 from segfleet.space import narrowed
-from segfleet.study import Study, decide_rung, rungs
+from segfleet.study import Proposal, Study, repair
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def config(tmp_path: Path) -> SearchConfig:
             "study": "s",
             "min_epochs": 1,
             "reduction_factor": 3,
+            "fidelity": "epochs",
         },
     )
 
@@ -42,7 +44,10 @@ def test_rungs_are_powers_of_the_reduction_factor_before_the_end() -> None:
 @pytest.mark.parametrize("reduction_factor", [2, 3, 4])
 def test_decisions_are_those_of_ray_tunes_asha(config: SearchConfig, reduction_factor: int) -> None:
     config = replace(
-        override(config, {"reduction_factor": reduction_factor, "training.schedule.num_epochs": 17}),
+        override(
+            config,
+            {"reduction_factor": reduction_factor, "training.schedule.num_epochs": 17},
+        ),
         num_trials=12,
     )
     study = Study(config, store_digest="d")
@@ -161,6 +166,40 @@ def trained(study: Study, miou: float) -> int:
     return number
 
 
+def test_trials_are_compared_where_they_have_seen_as_many_pixels(config: SearchConfig) -> None:
+    """Crops of 129 (the base), 65 and 257: a quarter and four times the pixels an epoch, nearly."""
+    space = replace(config.space, crop_sizes=(129, 65, 257))
+    config = replace(config, space=space, sampler="grid", num_trials=27, fidelity="pixels")
+    study = Study(config, store_digest="d")
+    of_crop: dict[int, Proposal] = {}
+    while len(of_crop) < 3:
+        proposal = study.ask()
+        of_crop.setdefault(proposal.changes["data.crop_size"], proposal)
+    base, small, large = (of_crop[size] for size in (129, 65, 257))
+    assert study.schedule_of(base.changes) == {}
+    assert study.schedule_of(small.changes)["schedule.num_epochs"] == round(9 * 129**2 / 65**2) == 35
+    assert study.schedule_of(large.changes)["schedule.num_epochs"] == round(9 * 129**2 / 257**2) == 2
+    assert not study.report(base.number, epoch=1, miou=0.5).stop
+    for epoch in (1, 2, 3):  # not yet the pixels of one epoch of the base: 4225 of 16641 each
+        decision = study.report(small.number, epoch=epoch, miou=0.1)
+        assert (decision.stop, decision.reason) == (False, "")
+    decision = study.report(small.number, epoch=4, miou=0.1)
+    assert decision.stop
+    assert decision.reason.endswith("rung of epoch 1, bar 0.5000 of 1 others, in pixels: its epoch 4")
+    decision = study.report(large.number, epoch=1, miou=0.2)  # the rung of 3 epochs at once
+    assert not decision.stop
+    assert decision.reason == "first at the rung of epoch 3, mIoU 0.2000, in pixels: its epoch 1"
+    assert study.report(base.number, epoch=3, miou=0.1).stop
+    weights = {trial.changes["data.crop_size"]: trial.epoch_weight for trial in study.trials()}
+    assert weights == {129: 1.0, 65: 65**2 / 129**2, 257: 257**2 / 129**2}
+
+
+def test_pixels_count_the_batch_only_where_the_iterations_are_limited(config: SearchConfig) -> None:
+    base, larger = config.training, {"schedule.global_batch_size": 16}
+    assert epoch_weight(base, larger) == 1
+    assert epoch_weight(override(base, {"schedule.max_iterations_per_epoch": 5}), larger) == 2
+
+
 def test_extend_adds_to_what_is_there_and_num_trials_is_the_total(config: SearchConfig) -> None:
     config = replace(config, num_trials=2)
     study = Study(config, store_digest="d")
@@ -275,3 +314,48 @@ def num_late_ooms(config: SearchConfig, seed: int) -> int:
 
 CROPS = (257, 337, 417, 473, 593, 713, 801)
 BATCHES = "schedule.global_batch_size=choice:8,16,32"
+
+
+def test_a_journal_that_lost_its_end_goes_on_and_one_with_a_hole_is_named(
+    config: SearchConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(config, store_digest="d")
+    study.finish(study.ask().number, "refused", "why")
+    study.ask()
+    path = Path(config.training.tracking.storage_dir) / "s" / "study.journal"
+    whole = path.read_bytes()
+    repair(config)
+    assert path.read_bytes() == whole
+    assert capsys.readouterr().out == ""
+    path.write_bytes(whole[:-4])
+    path.with_name("study.journal.lock").symlink_to(path)
+    repair(config)
+    assert "study.journal ended in the midst of a line" in capsys.readouterr().out
+    torso = path.with_name("study.journal.damaged-1").read_bytes()
+    assert path.read_bytes() + torso == whole[:-4]
+    again = Study(config, store_digest="d")
+    assert [trial.reason for trial in again.trials()] == ["refused", "running"]
+    assert again.ask().number == 2
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"{\n", *lines[3:]]))
+    with pytest.raises(InputError, match=r"line 3 of .*study\.journal does not"):
+        repair(config)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "gp"])
+def test_settings_that_a_dead_process_did_not_draw_are_those_it_would_have_drawn(
+    config: SearchConfig, sampler: str
+) -> None:
+    config = override(config, {"sampler": sampler, "num_startup_trials": 2, "num_trials": 6})
+    whole = Study(config, store_digest="d")
+    torn = Study(replace(config, study="torn"), store_digest="d")
+    for number in range(6):
+        expected = whole.ask()
+        torn._study.sampler = torn._sampler(number)
+        torn._study.ask()  # and dies
+        torn = Study(replace(config, study="torn"), store_digest="d")
+        (found,) = torn.unfinished()
+        assert (found.number, found.changes) == (number, expected.changes)
+        for study in (whole, torn):
+            study.report(number, epoch=1, miou=0.1 * number)
+            study.finish(number, "complete", "")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 from segfleet.sources import png
 from segfleet.sources.zips import read_bytes
 
@@ -130,40 +131,41 @@ def preview(path: str | Path) -> np.ndarray | None:
     """Return a picture that was refused, roughly and unchecked, for a person to look at; None where nothing shows."""
     try:
         with io.BytesIO(read_bytes(path)) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's: what cannot be decoded is an error as well
             picture = Image.open(file)
             if picture.width * picture.height > MAX_PIXELS:
                 return None
             if picture.mode.startswith("I"):
                 return np.asarray(Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB"))
             return np.asarray(picture.convert("RGB"))
-    except (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # as in `_decoded`
         return None
 
 
 def _decoded(path: str | Path) -> Image.Image:
     try:
         with io.BytesIO(read_bytes(path)) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's: what cannot be decoded is an error as well
             picture = Image.open(file)
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{picture.width * picture.height} pixels")
             _refuse_several(picture, path)
             picture.load()
             _read_to_the_end(picture, file)
+            picture.getexif().get(ExifTags.Base.Orientation)
     except Image.DecompressionBombError as error:  # Pillow's own limit, or ours
         declared = re.search(r"\d+", str(error))
         raise InputError(
             f"A picture must have at most {MAX_PIXELS} pixels, but {path} declares "
             f"{declared[0] if declared else 'more'} and was not decoded. Cut it into parts."
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's readers raise of every kind: TypeError, KeyError, struct.error, …
         reason = (
             "is of no known picture format"
             if isinstance(error, UnidentifiedImageError)
-            else f"fails: {error}"
+            else f"fails: {shown(error)}"
         )
         raise InputError(
             f"A picture must decode to its last byte, but {path} {reason}. Replace it or remove the pair."

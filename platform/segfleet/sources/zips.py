@@ -6,7 +6,6 @@ Only the name travels to the cluster's workers; each process opens the archive w
 import functools
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,7 +49,9 @@ def read_bytes(path: str | Path) -> bytes:
         if len(content) != info.file_size:
             raise EOFError(f"it declares {info.file_size} bytes and has others")
         return content
-    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes zipfile and its decompressors raise
         raise InputError(
             f"A file in an archive must be whole, but {path} is not: {error}. Download the archive again."
         ) from error
@@ -65,7 +66,9 @@ def _open(archive: Path) -> zipfile.ZipFile:
     try:
         status = archive.stat()
         return _opened(archive, status.st_size, status.st_mtime_ns, os.getpid())
-    except (zipfile.BadZipFile, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as above
         raise InputError(
             f"An archive must be a whole zip file, but {archive} cannot be read: {error}. Download it again."
         ) from error

@@ -1,0 +1,61 @@
+"""Law: a point that cannot be trained is refused before it costs a worker, with its reason in the study."""
+
+from pathlib import Path
+
+import pytest
+
+from pspnet.store import Store
+from segfleet import tracking, trials
+from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
+from segfleet.study import Study
+from tests.segfleet_runtime.conftest import config, store_path
+
+__all__ = ["config", "store_path"]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
+)
+
+
+def test_what_cannot_fit_into_memory_is_refused_and_what_can_is_begun(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = override(
+        config,
+        {"workers.memory_gib": 0.25, "tracking.tracking_uri": f"sqlite:///{tmp_path / 'mlflow.db'}"},
+    )
+    search = SearchConfig(
+        training=training,
+        space=SpaceConfig(crop_sizes=(33, 1025)),
+        sampler="grid",
+        grid_points=1,
+        num_trials=2,
+    )
+    study = Study(search, store_digest="d")
+    started: list[str] = []
+
+    def start(training: TrainingConfig, path: Path) -> tuple[str, None]:
+        started.append(str(path))
+        return "group", None
+
+    monkeypatch.setattr("segfleet.groups.start", start)
+    parent = tracking.open_run(
+        training.tracking, run_name="study", key="s", parent_run_id=None, tags={}, params={}
+    )
+    execution = trials._Execution(search, study, Store.open(training.data.store), parent, tmp_path / "groups")
+    begun = {}
+    for _ in range(2):
+        proposal = study.ask()
+        begun[proposal.changes["data.crop_size"]] = (proposal.number, execution.begin(proposal))
+    number, settings = begun[1025]
+    assert settings is None
+    assert study.trials()[number].reason == "refused"
+    assert "must fit in workers.memory_gib 0.25" in study.trials()[number].detail
+    number, settings = begun[33]
+    assert settings is not None
+    assert study.trials()[number].reason == "running"
+    assert len(started) == 1
+    client = tracking.client(training.tracking.tracking_uri)
+    run = client.get_run(study.trials()[number].attributes["run_id"])
+    assert run.data.tags["mlflow.note.content"].startswith(f"Trial {number} of study pspnet: base_lr 0.001, ")
+    assert run.data.tags["mlflow.parentRunId"] == parent
