@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 
 
 class Features(NamedTuple):
@@ -30,4 +31,6 @@ def initialise(backbone: nn.Module) -> None:
 def require_known(field: str, value: object, known: Mapping[Any, object]) -> None:
     """Raise InputError where `known` does not hold the value of this field of the model."""
     if value not in known:
-        raise InputError(f"model.{field} must be one of {', '.join(map(str, known))}, but got {value}.")
+        raise InputError(
+            f"model.{field} must be one of {', '.join(map(str, known))}, but got {shown(value)}."
+        )

@@ -4,6 +4,7 @@ Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / outp
 """
 
 # ruff: noqa: F722
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,10 +15,15 @@ from torch.nn import functional
 
 from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
+from pspnet.json_values import shown, typed
 from pspnet.norms import use_group_norm
 
 CHANNELS_PER_PART = 512
 """Input channels that a prediction's largest convolution takes at a time on a CPU."""
+
+
+MAX_BIN_SIZE = 1024
+"""Cells of a side of the pyramid's finest grid: an image of 8,000 pixels has as many features at stride 8."""
 
 
 class PSPNetOutput(NamedTuple):
@@ -58,6 +64,10 @@ class PSPNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise InputError(f"A model must have at least 1 class, but got num_classes = {num_classes}.")
+        if head_channels < 1:
+            raise InputError(
+                f"model.head_channels must be at least 1, but got {head_channels}. The paper's is 512."
+            )
         if norm not in ("batch", "group"):
             raise InputError(f"A model's norm must be batch or group, but got {norm!r}.")
         self.architecture: dict[str, Any] = {
@@ -107,8 +117,25 @@ class PSPNet(nn.Module):
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> "PSPNet":
-        """Build the network, with random weights, whose `architecture` this is."""
-        return cls(**architecture)
+        """Build the network, with random weights, whose `architecture` this is; what is absent has its default.
+
+        Raises InputError for a field that is unknown or of another type: JSON that somebody else wrote may hold any.
+        """
+        hints = typing.get_type_hints(cls.__init__) | {"bin_sizes": list[int]}
+        del hints["return"]
+        if "num_classes" not in architecture:
+            raise InputError("A model's architecture must have the field num_classes, but has not.")
+        for name in architecture:
+            if name not in hints:
+                raise InputError(
+                    f"A model's architecture has no field {shown(name)}. There are: {', '.join(hints)}."
+                )
+        return cls(
+            **{
+                name: typed(hints[name], value, f"A model's architecture, {name},")
+                for name, value in architecture.items()
+            }
+        )
 
     def forward(self, images: Float[Tensor, "n 3 h w"], *, upsample: bool = True) -> PSPNetOutput:
         """Return logits for each pixel; without `upsample` for each feature cell, as the loss takes them."""
@@ -150,10 +177,10 @@ class PyramidHead(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        if len(bin_sizes) > channels or any(size < 1 for size in bin_sizes):
+        if len(bin_sizes) > channels or any(not 1 <= size <= MAX_BIN_SIZE for size in bin_sizes):
             raise InputError(
-                f"model.bin_sizes must be positive and at most {channels} (the channels of the features), "
-                f"but got {tuple(bin_sizes)}. The paper's are 1 2 3 6."
+                f"model.bin_sizes must be at most {channels} (the channels of the features) and each 1 to "
+                f"{MAX_BIN_SIZE}, but got {shown(tuple(bin_sizes))}. The paper's are 1 2 3 6."
             )
         self.bin_sizes = tuple(bin_sizes)
         self.align_corners = align_corners

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pspnet.errors import InputError
 from pspnet.features import Features, initialise, require_known
 
 
@@ -35,6 +36,10 @@ class ResNet(nn.Module):
         super().__init__()
         require_known("backbone", name, ARCHITECTURES)
         require_known("output_stride", output_stride, _STRIDES_AND_DILATIONS)
+        if deep_stem and deep_stem_channels < 2:
+            raise InputError(
+                f"model.deep_stem_channels must be at least 2, but got {deep_stem_channels}. semseg's are 128."
+            )
         block, num_blocks = ARCHITECTURES[name]
         if deep_stem:
             half = deep_stem_channels // 2

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.features import Features
+from pspnet.json_values import shown
 
 PREFIX = "timm:"
 
@@ -33,7 +34,7 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(self._timm_name):
             near = difflib.get_close_matches(self._timm_name, timm.list_models(), n=3)
             raise InputError(
-                f"model.backbone must be a network of timm {timm.__version__} after {PREFIX}, but got {name}. "
+                f"model.backbone must be a network of timm {timm.__version__} after {PREFIX}, but got {shown(name)}. "
                 + (f"Near are: {', '.join(near)}." if near else "timm.list_models() names them.")
             )
         try:
@@ -95,8 +96,8 @@ def _timm(name: str) -> Any:
         return importlib.import_module("timm")
     except ImportError as error:
         raise MissingPackageError(
-            f"model.backbone {name} needs the library timm, which is not installed here ({error}). Install it with "
-            "pip install 'segfleet[timm]' on every node, or take a ResNet."
+            f"model.backbone {shown(name)} needs the library timm, which is not installed here ({error}). Install it "
+            "with pip install 'segfleet[timm]' on every node, or take a ResNet."
         ) from error
 
 

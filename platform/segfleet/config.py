@@ -204,8 +204,8 @@ class ModelConfig:
             "empty, or give a file of weights that were trained with GroupNorm.",
         )
         _require(
-            all(size >= 1 for size in self.bin_sizes),
-            f"model.bin_sizes must be positive, but got {self.bin_sizes}. The paper's are 1 2 3 6.",
+            all(1 <= size <= 1024 for size in self.bin_sizes),
+            f"model.bin_sizes must be 1 to 1024, but got {shown(self.bin_sizes)}. The paper's are 1 2 3 6.",
         )
         _require(
             self.head_channels >= 1,

@@ -276,7 +276,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         ) from error
     if version != FORMAT:
         raise InputError(
-            f"A model package must be of format {FORMAT}, but {folder} is of format {version}. Use the "
+            f"A model package must be of format {FORMAT}, but {folder} is of format {shown(version)}. Use the "
             "version of "
             "segfleet that wrote it."
         )
@@ -578,7 +578,7 @@ def _build(
         raise DamagedPackageError(
             f"{MODEL_FILE} and {WEIGHTS_FILE} in {folder} must describe one network, but do not fit "
             "together: "
-            f"{str(error).splitlines()[0]} Package the model again."
+            f"{_first_line(error)} Package the model again."
         ) from error
     if class_table.num_classes != network.num_classes:
         raise DamagedPackageError(
@@ -595,6 +595,11 @@ def _build(
         info=dict(info),
         source=str(folder),
     )
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a library says, without its stack, and not at the length of what it says it about."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:1000]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -319,6 +320,26 @@ def test_a_package_is_a_model_or_is_refused(checkpoint: Path, tmp_path: Path, da
             assert model.crop_size
     finally:
         (package / MODEL_FILE).write_text(written)
+
+
+@pytest.mark.slow
+def test_every_field_of_a_package_s_network_is_looked_at(checkpoint: Path, tmp_path: Path) -> None:
+    package = package_model(checkpoint, tmp_path / "package")
+    written = json.loads((package / MODEL_FILE).read_text())
+    scalars: list[Any] = [None, True, 0, -1, 10**400, 2**62, 1e308, "", "timm:x", "x" * 10_000, {}]
+    for name, real in written["architecture"].items():
+        for value in [*scalars, *([item] for item in scalars), [1] * 3000]:
+            values = written | {"architecture": written["architecture"] | {name: value}}
+            (package / MODEL_FILE).write_text(json.dumps(values))
+            model = plain(lambda: load_package(package, device="cpu"))
+            if model is not None:
+                assert type(model.network.architecture[name]) in (type(real), float)
+                with torch.inference_mode():
+                    model.network(torch.zeros(1, 3, 33, 33))
+    for name in ("backbones", "self", "return", "\n"):
+        values = written | {"architecture": written["architecture"] | {name: 1}}
+        (package / MODEL_FILE).write_text(json.dumps(values))
+        assert plain(lambda: load_package(package, device="cpu")) is None
 
 
 ENTRIES: list[dict[str, Any]] = [

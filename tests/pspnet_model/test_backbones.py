@@ -139,7 +139,7 @@ def test_contracted_dilation_is_torchvisions() -> None:
 
 
 def test_unknown_backbones_and_strides_are_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"one of resnet18, .*mobilenet_v2, timm:NAME, but got vgg"):
+    with pytest.raises(InputError, match=r"one of resnet18, .*mobilenet_v2, timm:NAME, but got 'vgg"):
         build_backbone("vgg")
     with pytest.raises(InputError, match="one of 8, 16, 32, but got 4"):
         ResNet("resnet18", output_stride=4)

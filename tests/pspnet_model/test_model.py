@@ -208,7 +208,9 @@ def test_bf16_autocast_pools_in_float32() -> None:
 
 
 def test_refused_settings_say_what_would_do() -> None:
-    with pytest.raises(InputError, match="bin_sizes must be positive"):
+    with pytest.raises(InputError, match=r"bin_sizes must be at most 512 .* each 1 to 1024"):
         small(bin_sizes=(0, 1))
+    with pytest.raises(InputError, match="head_channels must be at least 1, but got 0"):
+        small(head_channels=0)
     with pytest.raises(InputError, match="at least 1 class, but got num_classes = 0"):
         small(num_classes=0)

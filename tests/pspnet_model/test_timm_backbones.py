@@ -28,7 +28,7 @@ def psp(name: str, **changes: Any) -> PSPNet:
 def test_without_timm_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
-        MissingPackageError, match=r"timm:resnet18 needs the library timm.*pip install 'segfleet\[timm\]'"
+        MissingPackageError, match=r"timm:resnet18' needs the library timm.*pip install 'segfleet\[timm\]'"
     ):
         build_backbone("timm:resnet18")
 
