@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -54,6 +54,7 @@ class Held:
     actors: int
     placement_groups: int
     temporary_files: int
+    ray_logs: int
 
 
 def main() -> None:
@@ -151,10 +152,18 @@ def _held(seconds: float, study_s: float) -> Held:
         processes=len(family),
         actors=actors,
         placement_groups=groups,
-        temporary_files=sum(
-            1 for path in Path(tempfile.gettempdir()).rglob("*") if "ray" not in path.parts[-2]
-        ),
+        temporary_files=sum(not _is_log(path) for path in _temporary_files()),
+        ray_logs=sum(map(_is_log, _temporary_files())),
     )
+
+
+def _temporary_files() -> Iterator[Path]:
+    return (path for path in Path(tempfile.gettempdir()).rglob("*") if not path.is_dir())
+
+
+def _is_log(path: Path) -> bool:
+    """Whether Ray logs in it: five files for each of its processes, kept until the cluster ends."""
+    return "logs" in path.parts
 
 
 def _is_of_cluster(process: psutil.Process) -> bool:
@@ -201,7 +210,8 @@ def _table(held: Sequence[Held]) -> str:
         "processes": "processes",
         "living actors": "actors",
         "placement groups": "placement_groups",
-        "temporary files": "temporary_files",
+        "temporary files, Ray's logs apart": "temporary_files",
+        "files of Ray's logs, which it keeps as long as the cluster lives": "ray_logs",
         "seconds of a study": "study_s",
     }
     lines = ["| held after a study, median | second quarter | last quarter |", "| --- | --- | --- |"]

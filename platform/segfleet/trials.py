@@ -4,6 +4,7 @@ Tune keeps nothing that is needed: after any death the same call starts a fresh 
 again and unfinished ones go on from their checkpoint under the same MLflow run.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 from ray import tune
 from ray.actor import ActorHandle
+from ray.train._internal.storage import _get_ray_train_session_dir
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -47,7 +49,7 @@ def train_trials(
     """Run the trials that are left on the connected cluster and return how many that were."""
     study_dir = Path(config.training.tracking.storage_dir).resolve() / study.name
     for left in study_dir.glob("ray-*"):  # of a process that died
-        shutil.rmtree(left, ignore_errors=True)
+        _remove_files_of(left)
     complete_runs(config, study, parent_run_id)
     waiting = study.unfinished()
     num_trials = len(waiting) + study.num_left()
@@ -76,7 +78,7 @@ def train_trials(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=ray_dir.name,
             storage_path=str(ray_dir),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_DRIVER_FAILURES),
@@ -87,8 +89,20 @@ def train_trials(
         tuner.fit()
     finally:
         execution.close()
-        shutil.rmtree(ray_dir, ignore_errors=True)
+        _remove_files_of(ray_dir)
     return num_trials
+
+
+def _remove_files_of(ray_dir: Path) -> None:
+    """Remove Tune's folder, and the one of the same name that it filled in Ray's session on this node.
+
+    Tune leaves the latter, some files for each trial, for as long as the cluster lives.
+    """
+    shutil.rmtree(ray_dir, ignore_errors=True)
+    for staged in Path(_get_ray_train_session_dir()).glob(f"*/{ray_dir.name}"):
+        shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            staged.parent.rmdir()  # that of the second in which it began; another search may have begun in it
 
 
 class _Execution:

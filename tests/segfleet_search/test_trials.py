@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from ray import tune
+from ray.train._internal.storage import _get_ray_train_session_dir
 
 from pspnet.store import Store
-from segfleet import tracking, trials
+from segfleet import cluster, tracking, trials
 from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
 from segfleet.study import Study
 from tests.segfleet_runtime.conftest import config, store_path
@@ -59,3 +61,17 @@ def test_what_cannot_fit_into_memory_is_refused_and_what_can_is_begun(
     run = client.get_run(study.trials()[number].attributes["run_id"])
     assert run.data.tags["mlflow.note.content"].startswith(f"Trial {number} of study pspnet: base_lr 0.001, ")
     assert run.data.tags["mlflow.parentRunId"] == parent
+
+
+@pytest.mark.slow
+def test_of_a_search_nothing_stays_in_ray_s_session(tmp_path: Path) -> None:
+    """Tune copies its files there for each trial, and keeps them as long as the cluster lives."""
+    ray_dir = tmp_path / "study" / "ray-0123"
+    with cluster.connect(tmp_path / "runs"):
+        session = Path(_get_ray_train_session_dir())
+        run_config = tune.RunConfig(name=ray_dir.name, storage_path=str(ray_dir), verbose=0)
+        tune.Tuner(lambda config: {"miou": 0.5}, run_config=run_config).fit()
+        assert [path for path in session.rglob("*") if path.is_file()]
+        trials._remove_files_of(ray_dir)
+        assert [path for path in session.rglob("*") if path.is_file()] == []
+    assert not ray_dir.exists()
