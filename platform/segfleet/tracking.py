@@ -72,6 +72,8 @@ _ENTRIES = (
 PATIENCE_S = 1800.0
 AWAY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 """What MLflow calls a connection that broke, a locked database, a server that is too busy."""
+DENIED_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+"""What MLflow calls it where a server with accounts does not let in."""
 VERSIONS_OF = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "numpy", "pillow", "safetensors")
 
 
@@ -157,6 +159,12 @@ def plain_errors(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except (MlflowException, OSError) as error:
+        if not isinstance(error, OSError) and error.error_code in DENIED_CODES:
+            raise InputError(
+                f"The MLflow server at {shown(uri)} must know who asks and let them, but {first_line(error)[:200]}. "
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials on every node, "
+                "to an account that may."
+            ) from error
         is_away = isinstance(error, OSError) or error.error_code in AWAY_CODES
         raise (AwayError if is_away else InputError)(
             f"The MLflow server at {shown(uri)} must take and give records, but {first_line(error)}. "

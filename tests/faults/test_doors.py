@@ -1,5 +1,6 @@
 """Row G5: who has no token, or comes by another name or from another page, is turned away: docs/security.md."""
 
+import base64
 import json
 import os
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from segfleet import services
+from pspnet.errors import InputError
+from segfleet import services, tracking
+from segfleet.config import TrackingConfig
 from segfleet.services import Service
 
 pytestmark = [
@@ -104,6 +107,57 @@ def test_the_demos_mlflow_is_closed(demo: Path) -> None:
     assert all(status == 403 for request, status in rows.items() if "own name" not in request)
     documented = (ROOT / "docs" / "security.md").read_text()
     assert [line for line in lines("MLflow", rows) if line not in documented] == []
+
+
+def test_a_server_with_accounts_lets_in_who_has_one(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/security.md says how to start it."""
+    password, (port,) = f"p{os.urandom(12).hex()}", services.free_ports(1)
+    (demo / "accounts.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+        f"database_uri = sqlite:///{demo / 'accounts.db'}\nadmin_password = {password}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    command = [
+        services._tool("mlflow"),
+        "server",
+        "--app-name=basic-auth",
+        "--serve-artifacts",
+        "--workers=1",
+    ]
+    command += [f"--host={services.HOST}", f"--port={port}", f"--artifacts-destination={demo / 'artifacts'}"]
+    command += [f"--backend-store-uri=sqlite:///{demo / 'mlflow.db'}"]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {
+        "MLFLOW_AUTH_CONFIG_PATH": str(demo / "accounts.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": os.urandom(16).hex(),
+    }
+    url = f"http://{services.HOST}:{port}"
+    service = Service(name="mlflow", pid=0, started_s=0.0, mark=os.urandom(8).hex(), url=url)
+    services._start(demo, service, command, environment)
+    accounts = {
+        "without an account": {},
+        "with a wrong password": {"Authorization": f"Basic {base64.b64encode(b'admin:wrong').decode()}"},
+        "with an account": {
+            "Authorization": f"Basic {base64.b64encode(f'admin:{password}'.encode()).decode()}"
+        },
+    }
+    read = f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    artifact = f"{url}/api/2.0/mlflow-artifacts/artifacts?path="
+    rows = {f"read {who}": answer(read, **headers) for who, headers in accounts.items()}
+    rows |= {f"list artifacts {who}": answer(artifact, **headers) for who, headers in accounts.items()}
+    assert all((status == 200) == request.endswith("with an account") for request, status in rows.items())
+    documented = (ROOT / "docs" / "security.md").read_text()
+    assert [line for line in lines("MLflow with accounts", rows) if line not in documented] == []
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(InputError, match=r"must know who asks .* 401 .*MLFLOW_TRACKING_PASSWORD"):
+        tracking.check_server(url)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    tracking.check_server(url)
+    settings = TrackingConfig(tracking_uri=url)
+    run_id = tracking.open_run(settings, run_name="r", key="k", parent_run_id=None, tags={}, params={"a": 1})
+    assert tracking.client(url).get_run(run_id).data.params == {"a": "1"}
 
 
 def test_the_clusters_mlflow_is_closed(demo: Path) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet.errors import InputError
-from segfleet import tracking, trainer
+from segfleet import services, tracking, trainer
 from segfleet.cli import parse_training
 from segfleet.config import (
     SearchConfig,
@@ -152,3 +153,41 @@ def test_a_training_leaves_no_password_anywhere(
         name for name, text in texts.items() if in_uri.encode() in text or in_environment.encode() in text
     ]
     assert found == []
+
+
+@pytest.mark.slow
+@pytest.mark.faults_long
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_a_submitted_job_leaves_no_password_in_ray_s_records(
+    config: TrainingConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray job submit` to a cluster whose nodes have the password in their environment, as docs/security.md says."""
+    password = f"secret{uuid.uuid4().hex}"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    changes: dict[str, Any] = {
+        "tracking.storage_dir": str(tmp_path / "runs"),
+        "tracking.tracking_uri": server.uri,
+    }
+    changes |= {"tracking.registered_model_name": "submitted", "schedule.num_epochs": 1}
+    (tmp_path / "config.json").write_text(to_json(override(config, changes)))
+    job = ["python", "jobs/train_cityscapes.py", "--config", str(tmp_path / "config.json")]
+    head = services.ensure_ray(tmp_path / "head", num_cpus=2)
+    command = ["ray", "job", "submit", "--address", head.url, "--runtime-env", "jobs/runtime_env.yaml", "--"]
+    environment = services.local_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token})
+    try:
+        done = subprocess.run([*command, *job], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        texts = {"terminal": (done.stdout + done.stderr).encode()}
+        for record in ("jobs/", "v0/tasks?detail=1", "v0/actors?detail=1", "v0/runtime_envs", "v0/workers"):
+            answer = services.read(f"{head.url}/api/{record}", token=head.token)
+            assert answer is not None, record
+            texts[record] = answer.encode()
+        for folder in (server.folder, tmp_path, Path(head.scratch_dir)):
+            texts |= {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    finally:
+        services.end_all(tmp_path / "head")
+    assert "models:/submitted/1" in done.stdout
+    assert b"train_cityscapes.py" in texts["jobs/"]
+    assert b"RayTrainWorker" in texts["v0/actors?detail=1"]
+    assert [name for name, text in texts.items() if password.encode() in text] == []
