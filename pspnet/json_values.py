@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -12,19 +13,22 @@ from pspnet.errors import InputError
 
 Record = TypeVar("Record")
 
+_SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]|\\u[dD][c-fC-F]|[\ud800-\udfff]")
 _SHOWN = 60
 """Characters of a refused value that a message repeats."""
 
 
-def parse_json(content: bytes | str, what: str) -> Any:
+def parse_json(content: bytes | str, what: str, *, allow_nan: bool = False) -> Any:
     """Return the values in `content`, which a message calls `what`.
 
-    Raises InputError for what is no JSON (RFC 8259): NaN and Infinity, half a pair of surrogates, bytes that are not
-    UTF-8, whole numbers of more than 4300 digits, more nesting than Python's stack holds.
+    Raises InputError for what is no JSON (RFC 8259): NaN and Infinity (but with `allow_nan`), half a pair of
+    surrogates, bytes that are not UTF-8, numbers of more than 4300 digits, more nesting than Python's stack holds.
     """
     try:
-        values = json.loads(content, parse_constant=_refuse_constant)
-        json.dumps(values, ensure_ascii=False).encode()
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        values = json.loads(text, parse_constant=float if allow_nan else _refuse_constant)
+        if _SURROGATE.search(text):
+            json.dumps(values, ensure_ascii=False).encode()  # which half a pair cannot be
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} must be JSON, but is not ({shown(error)}).") from error
     return values

@@ -8,6 +8,7 @@ mutated blindly. A reader gives a value or raises InputError; anything else ends
 """
 
 import argparse
+import base64
 import contextlib
 import io
 import json
@@ -35,10 +36,14 @@ from pspnet.store import Split, write_shard
 from pspnet.weights import read_file
 from segfleet.checkpoint import MANIFEST_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, from_json, load_config, to_json
+from segfleet.registry import MODEL_FILE, load_package, package_model
+from segfleet.sources import Pair
+from segfleet.sources.coco import CocoSource, coco_class_table, read_coco
 from segfleet.sources.files import read_ids, read_image
+from segfleet.sources.labelme import read_labelme
 from segfleet.sources.zips import member_names, read_bytes
 from segfleet.tracking import _Channel
-from tests.conftest import write_checkpoint
+from tests.conftest import three_classes, write_checkpoint
 from tests.faults.test_readers import ENTRIES, MANIFEST
 
 FOLDER = Path(tempfile.mkdtemp(prefix="segfleet-fuzz-"))
@@ -127,6 +132,62 @@ def weights(content: bytes) -> None:
     read_file(_file("weights.pth", content), "model.weights")
 
 
+def package(content: bytes) -> None:
+    """A model package's description beside good weights."""
+    (FOLDER / "package" / MODEL_FILE).write_bytes(content)
+    model = load_package(FOLDER / "package", device="cpu")
+    assert model.network.num_classes == model.class_table.num_classes
+
+
+def labelme(content: bytes) -> None:
+    """LabelMe's annotations of a picture."""
+    ids = read_labelme(
+        _file("labelme.json", content), shape=(9, 7), class_table=three_classes(), unlabelled_id=7
+    )
+    assert ids.shape == (9, 7)
+
+
+def coco(content: bytes) -> None:
+    """A COCO file, and the annotations of each of its images."""
+    path = _file("coco.json", content)
+    files = {"train": path}
+    source = CocoSource(FOLDER, coco_class_table(files, name="coco", background="rest"), 7)
+    for image in read_coco(path).images.values():
+        pair = Pair("train", image.name, "image", "label", image.annotation)
+        with contextlib.suppress(InputError):
+            assert source._ids(json.loads(image.annotation), (9, 7), pair).shape == (9, 7)
+
+
+def _annotations() -> tuple[bytes, bytes]:
+    """Return every kind of shape there is, of three classes, as LabelMe and COCO write them."""
+    mask = io.BytesIO()
+    Image.fromarray(np.eye(3, dtype=np.uint8) * 255).save(mask, format="png")
+    shapes = [
+        {"label": "road", "points": [[0, 0], [6, 0], [3, 8]], "shape_type": "polygon"},
+        {"label": "car", "points": [[1, 1], [4, 5]], "shape_type": "rectangle"},
+        {"label": "car", "points": [[3, 3], [4, 3]], "shape_type": "circle"},
+        {
+            "label": "road",
+            "points": [[1, 2], [3, 4]],
+            "shape_type": "mask",
+            "mask": base64.b64encode(mask.getvalue()).decode(),
+        },
+    ]
+    runs = {"size": [9, 7], "counts": [10, 20, 33]}
+    packed = {"size": [9, 7], "counts": ":d0Q1"}
+    segmentations: list[object] = [[[0, 0, 6, 0, 3, 8]], runs, packed]
+    written = {
+        "categories": [{"id": 1, "name": "road", "supercategory": "flat"}, {"id": 2, "name": "car"}],
+        "images": [{"id": 1, "file_name": "a/b.png", "height": 9, "width": 7}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": 1 + number % 2, "segmentation": segmentation}
+            for number, segmentation in enumerate(segmentations)
+        ],
+    }
+    labelme_ = {"shapes": shapes, "imageHeight": 9, "imageWidth": 7}
+    return json.dumps(labelme_).encode(), json.dumps(written).encode()
+
+
 def _seeds() -> dict[str, tuple[Reader, list[bytes]]]:
     image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     pictures = []
@@ -152,6 +213,8 @@ def _seeds() -> dict[str, tuple[Reader, list[bytes]]]:
         f"{c.id},{c.name},{','.join(map(str, c.colour))},{c.train_id}" for c in CITYSCAPES.classes
     )
     write_checkpoint(FOLDER / "epoch_0001")
+    package_model(FOLDER / "epoch_0001", FOLDER / "package")
+    of_labelme, of_coco = _annotations()
     return {
         "configuration": (configuration, [to_json(TrainingConfig()).encode()]),
         "manifest": (manifest, [MANIFEST.to_json().encode()]),
@@ -163,6 +226,9 @@ def _seeds() -> dict[str, tuple[Reader, list[bytes]]]:
         "shard": (shard, shards[:1]),
         "tiles": (tiles, shards[1:]),
         "weights": (weights, [saved.getvalue()]),
+        "package": (package, [(FOLDER / "package" / MODEL_FILE).read_bytes()]),
+        "labelme": (labelme, [of_labelme]),
+        "coco": (coco, [of_coco]),
     }
 
 

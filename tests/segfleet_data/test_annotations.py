@@ -148,6 +148,9 @@ def test_every_mistake_of_every_labelme_file_is_named_at_once(labelme_root: Path
         shape("tree", [[0, 0], [1, 1]]),
         shape("car", [[0, 0], [1, 1]], "mask", mask="AAAA"),
         shape("car", [["a", 0], [1, 1], [2, 2]]),
+        shape("car", [[0, 0], [1e300, 0]], "circle"),
+        shape("car", [[0, 0], [1e8, 0]], "circle"),
+        shape("tree", [[1, 1]], "x" * 3000),
     ]
     labelme(labelme_root / "train", "train1", wrong)
     labelme(labelme_root / "train", "train2", [], imageWidth=4)
@@ -164,13 +167,15 @@ def test_every_mistake_of_every_labelme_file_is_named_at_once(labelme_root: Path
         "are road, tree, car, unlabelled",
         "shape 3 (road): a line has no area (known: polygon, rectangle, circle, mask)",
         "shape 4 (tree): a polygon needs three points, not 2",
-        "shape 5 (car): its mask is no picture",
+        "shape 5 (car): its mask is no PNG of at most the image's size",
         "shape 6 (car): its points are not pairs of numbers",
+        "shape 7 (car): its points are not pairs of numbers of at most 1e+09, shape 9 (tree): a xxxx",
         "train2.json says 4 x 6 and the image is 9 x 6",
-        "train3.json is none",
+        "train3.json. Export it again.",
         "train4.json has none",
     ):
         assert named in text, named
+    assert "x" * 201 not in text
 
 
 def test_labelme_files_may_lie_in_folders_of_their_own(tmp_path: Path) -> None:
@@ -304,6 +309,9 @@ def test_every_mistake_of_a_coco_file_is_named_at_once(coco_root: Path, tmp_path
         ([[1, 1, 2, 2, 3]], "not pairs of numbers"),
         ([["a"] * 6], "not pairs of numbers"),
         ([[float("nan")] * 6], "not pairs of numbers"),
+        ([[1e300] * 6], r"not pairs of numbers of at most 1e\+09"),
+        ([[10**400] * 6], "not pairs of numbers"),
+        ({"size": [6, 9], "counts": [10**400]}, "must add up to 6 x 9 pixels, but are 10000"),
         ({"size": [1, 2], "counts": [2]}, r"of size \[1, 2\], not \[6, 9\]"),
         ({"size": [6, 9], "counts": [2]}, "must add up to 6 x 9 pixels, but are 2"),
         ({"size": [6, 9], "counts": None}, "neither a list of whole numbers nor a text"),

@@ -1,6 +1,5 @@
 """What LabelMe and COCO files have in common: JSON of any origin, class names, pixels that nobody annotated."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,14 @@ from typing import Any
 import numpy as np
 
 from pspnet.errors import InputError
+from pspnet.json_values import parse_json
 from pspnet.labels import IGNORE_INDEX, MAX_ID, ClassInfo, ClassTable
 
 MAX_JSON_BYTES = 2_000_000_000
 MAX_NAMED = 20
+MAX_NAMED_LENGTH = 200
+MAX_COORDINATE = 1e9
+"""Pixels; more than any picture has, and few enough that sums of them are exact."""
 
 
 def read_json(path: Path) -> Any:
@@ -22,13 +25,15 @@ def read_json(path: Path) -> Any:
             raise InputError(
                 f"Annotations must be a JSON file of at most {MAX_JSON_BYTES} bytes, but {path} is larger. Divide it."
             )
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+        content = path.read_bytes()
+    except OSError as error:
         raise InputError(
-            f"Annotations must be a JSON file, but {path} is none: {error}. Export it again."
+            f"Annotations must be a JSON file that can be read, but {path} cannot ({error.strerror}). Export it again."
         ) from error
+    try:
+        return parse_json(content, "Annotations", allow_nan=True)  # as Python writes some area or score
+    except InputError as error:
+        raise InputError(f"{str(error).removesuffix('.')}, in {path}. Export it again.") from error
 
 
 def ids_by_name(table: ClassTable) -> dict[str, int]:
@@ -76,20 +81,20 @@ def free_id(classes: Iterable[ClassInfo], *, first: int) -> int:
 
 
 def points_of(values: Any) -> np.ndarray:
-    """Return points (n, 2) of pairs or of a flat list x, y, x, y; ValueError where they are not finite numbers."""
+    """Return points (n, 2) of pairs or of a flat list x, y, x, y; ValueError where they are not such numbers."""
     try:
         points = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("its points are not pairs of numbers") from error
     if points.ndim == 1 and points.size % 2 == 0:
         points = points.reshape(-1, 2)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError("its points are not pairs of numbers")
+    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) <= MAX_COORDINATE).all():
+        raise ValueError(f"its points are not pairs of numbers of at most {MAX_COORDINATE:.0e}")
     return points
 
 
 def listed(items: Iterable[str]) -> str:
-    """Return items for a message, at most MAX_NAMED of them."""
-    found = list(items)
+    """Return items for a message, at most MAX_NAMED of them, each of at most MAX_NAMED_LENGTH characters."""
+    found = [item if len(item) <= MAX_NAMED_LENGTH else f"{item[:MAX_NAMED_LENGTH]}…" for item in items]
     more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     return ", ".join(found[:MAX_NAMED]) + more

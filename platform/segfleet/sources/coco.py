@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 from pspnet.labels import IGNORE_INDEX, IGNORED_NAMES, ClassInfo, ClassTable, varied_colours
 from segfleet.sources import Listing, Pair
 from segfleet.sources.annotations import free_id, ids_by_name, listed, points_of, read_json, unknown_names
@@ -94,7 +95,7 @@ class CocoSource:
         if annotated["shape"] != list(shape):
             height, width = annotated["shape"]
             raise InputError(
-                f"Annotations must belong to their image, but {pair.label} says {width} x {height} and "
+                f"Annotations must belong to their image, but {pair.label} says {shown(width)} x {shown(height)} and "
                 f"{pair.image} is {shape[1]} x {shape[0]} (width x height). Replace one or remove the pair."
             )
         known = ids_by_name(self.class_table)
@@ -198,7 +199,9 @@ def _mask_of(segmentation: Any, shape: tuple[int, int]) -> np.ndarray:
     """Return bool (h, w) of one annotation; ValueError says what is wrong with it."""
     if isinstance(segmentation, dict):
         if segmentation.get("size") != list(shape):
-            raise ValueError(f"its run lengths are of size {segmentation.get('size')}, not {list(shape)}")
+            raise ValueError(
+                f"its run lengths are of size {shown(segmentation.get('size'))}, not {list(shape)}"
+            )
         counts = segmentation.get("counts")
         if isinstance(counts, list) and all(type(count) is int for count in counts):
             return run_length_mask(counts, shape)

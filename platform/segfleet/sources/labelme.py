@@ -1,16 +1,16 @@
 """LabelMe's annotations: one JSON file an image, shapes with a class name each, later ones over earlier ones."""
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pspnet.errors import InputError
+from pspnet.json_values import shown
 from pspnet.labels import ClassTable
 from segfleet.sources.annotations import ids_by_name, listed, points_of, read_json, unknown_names
 from segfleet.sources.polygons import circle_points, polygon_mask
@@ -31,8 +31,8 @@ def read_labelme(
     declared = (content.get("imageHeight") or height, content.get("imageWidth") or width)
     if declared != shape:
         raise InputError(
-            f"A LabelMe file must belong to its image, but {path} says {declared[1]} x {declared[0]} and the image is "
-            f"{width} x {height} (width x height). Replace one or remove the pair."
+            f"A LabelMe file must belong to its image, but {path} says {shown(declared[1])} x {shown(declared[0])} and "
+            f"the image is {width} x {height} (width x height). Replace one or remove the pair."
         )
     unknown = unknown_names((str(item.get("label")) for item in shapes), class_table, path)
     ids = np.full(shape, unlabelled_id, dtype=np.int32)
@@ -81,12 +81,12 @@ def _mask_of(item: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
 def _pasted(encoded: Any, *, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
     """Return bool (h, w) with a mask, a PNG in base64, whose corner lies at (left, top)."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as picture:
+        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=["PNG"]) as picture:
             if picture.width > shape[1] or picture.height > shape[0]:
-                raise ValueError(f"its mask is larger than the image ({picture.width} x {picture.height})")
+                raise ValueError(f"{picture.width} x {picture.height}")
             part = np.asarray(picture.convert("L")) > 0
-    except (TypeError, binascii.Error, UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"its mask is no picture ({error})") from error
+    except Exception as error:  # Pillow's readers raise of every kind
+        raise ValueError(f"its mask is no PNG of at most the image's size ({shown(error)})") from error
     mask = np.zeros(shape, dtype=bool)
     rows, columns = np.nonzero(part)
     rows, columns = rows + top, columns + left

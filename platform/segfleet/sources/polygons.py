@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pspnet.json_values import shown
+
 
 def polygon_mask(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return bool (h, w): the pixels whose centres lie inside the polygon of points (n, 2), each x, y (even-odd)."""
@@ -48,7 +50,7 @@ def run_length_mask(counts: Sequence[int] | str | bytes, shape: tuple[int, int])
     runs = _unpacked(counts) if isinstance(counts, str | bytes) else [int(count) for count in counts]
     height, width = shape
     if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(f"the runs must add up to {height} x {width} pixels, but are {sum(runs)}")
+        raise ValueError(f"the runs must add up to {height} x {width} pixels, but are {shown(sum(runs))}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 
