@@ -328,7 +328,9 @@ def _with_atheris(targets: dict[str, tuple[Reader, list[bytes]]], seconds: float
             for value in vars(sys.modules[name]).values():
                 if isinstance(value, types.FunctionType) and value.__module__ == name:
                     atheris.instrument_func(value)
-    atheris.Setup([sys.argv[0], str(corpus), f"-max_total_time={int(seconds)}", "-max_len=20000"], one)
+    # A picture of the most pixels that are let in takes 0.6 GB, and some copies, whatever its file holds.
+    limits = [f"-max_total_time={int(seconds)}", "-max_len=20000", "-rss_limit_mb=6000"]
+    atheris.Setup([sys.argv[0], str(corpus), *limits], one)
     atheris.Fuzz()
 
 
