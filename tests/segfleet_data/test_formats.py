@@ -13,6 +13,7 @@ from segfleet.sources.files import read_colours, read_ids, read_image
 from segfleet.sources.folder import folder_source
 
 IDS = np.random.default_rng(0).integers(0, 3, (21, 17), dtype=np.uint8)
+ROWS_PER_STRIP = 278
 COLOURS = np.array([(128, 64, 128), (0, 128, 0), (0, 0, 0)], dtype=np.uint8)
 CLASSES = "id,name,r,g,b\n0,road,128,64,128\n1,tree,0,128,0\n2,void,0,0,0\n"
 
@@ -123,3 +124,23 @@ def test_jpeg_labels_and_names_of_two_files_are_all_named_before_anything_is_rea
     for split in ("train", "val"):  # beside the label, a JPEG is but an overlay that somebody looked at
         Image.fromarray(IDS).save(tmp_path / f"{split}annot" / "a.png")
     assert len(folder_source(tmp_path).listing().pairs) == 2
+
+
+@pytest.mark.parametrize("rows_per_strip", [21, 8])
+def test_a_tiff_of_more_rows_than_it_holds_is_refused_and_not_continued_in_black(
+    tmp_path: Path, rows_per_strip: int
+) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(COLOURS[IDS]).save(path, tiffinfo={ROWS_PER_STRIP: rows_per_strip})
+    assert read_image(path).shape == (21, 17, 3)
+    height_entry = b"\x01\x01\x04\x00\x01\x00\x00\x00\x15\x00\x00\x00"  # ImageLength, 32 bits, one value, 21
+    content = path.read_bytes()
+    assert content.count(height_entry) == 1
+    path.write_bytes(content.replace(height_entry, height_entry[:-4] + (12_000_000).to_bytes(4, "little")))
+    with pytest.raises(InputError, match=r"at most 200000000 pixels, .* declares 204000000"):
+        read_image(path)
+    path.write_bytes(content.replace(height_entry, height_entry[:-4] + (99).to_bytes(4, "little")))
+    with Image.open(path) as picture:
+        assert picture.size == (17, 99)
+    with pytest.raises(InputError, match=r"its parts hold (357|408) pixels of 1683"):
+        read_image(path)

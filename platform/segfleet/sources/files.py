@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from pspnet.errors import InputError
 from pspnet.json_values import shown
@@ -19,6 +19,7 @@ MAX_PIXELS = 200_000_000
 """A picture that declares more is refused before it is decoded."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns of more, and refuses twice as many
 _BIT_DEPTH = "segfleet bit depth"
 _TIFF_BITS_PER_SAMPLE = 258
 
@@ -150,6 +151,7 @@ def _decoded(path: str | Path) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{picture.width * picture.height} pixels")
             _refuse_several(picture, path)
+            _refuse_uncovered(picture)
             picture.load()
             _read_to_the_end(picture, file)
             picture.getexif().get(ExifTags.Base.Orientation)
@@ -180,6 +182,18 @@ def _refuse_several(picture: Image.Image, path: str | Path) -> None:
         raise InputError(
             f"A file must hold one picture, but {path} holds {num_frames}. Save the one that is meant."
         )
+
+
+def _refuse_uncovered(picture: Image.Image) -> None:
+    """OSError where the strips or tiles of a TIFF leave pixels out, which Pillow would make black."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        areas = {tile[1] or (0, 0, 0, 0) for tile in picture.tile}  # planes lie in the same places
+        num_covered = sum(
+            max(0, min(right, picture.width) - left) * max(0, min(bottom, picture.height) - top)
+            for left, top, right, bottom in areas
+        )
+        if num_covered < picture.width * picture.height:
+            raise OSError(f"its parts hold {num_covered} pixels of {picture.width * picture.height}")
 
 
 def _refuse_turned(picture: Image.Image, path: str | Path) -> None:
