@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pspnet.errors import InputError
-from segfleet.registry import SegmentationModel, fetch
+from segfleet.package import SegmentationModel
+from segfleet.registry import fetch
 
 SIZES = ((97, 129), (128, 96), (65, 65))
 """Heights and widths of the images that are predicted."""

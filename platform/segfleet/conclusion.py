@@ -14,6 +14,7 @@ from segfleet.config import SearchConfig, TrainingConfig, override
 from segfleet.final_score import final_protocol, final_scores
 from segfleet.finals import CONFIDENCE, Finalist, finals_table, standing
 from segfleet.importance import draw_parallel, importances, interactive_plots
+from segfleet.package import load_package, package_model
 from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
 from segfleet.scores import Scores
 from segfleet.search_page import SearchFacts, write_page
@@ -99,19 +100,19 @@ def package_winner(
     folder = Path(config.training.tracking.storage_dir) / study.name / "model"
     checkpoint_path, run_id = training.attributes["checkpoint_path"], training.attributes["run_id"]
     if config.training.data.val_split == val_split:
-        path = registry.package_model(checkpoint_path, folder, run_id=run_id)
+        path = package_model(checkpoint_path, folder, run_id=run_id)
         return Package(path, best, training, finalists, None)
     known = holder.final_scores().get(training.number)
     protocol = final_protocol(config.training, store, val_split)
     if known is None:
-        package = registry.package_model(checkpoint_path, folder, run_id=run_id)
+        package = package_model(checkpoint_path, folder, run_id=run_id)
         print(f"scoring the winner, trial {best.number}, on {val_split}", flush=True)
         scores = final_scores(str(package), config.training, store, val_split)
         holder.note_final_scores(training.number, scores.to_dict())
     else:
         scores = Scores.from_dict(known)
     require_same_protocol(scores.protocol, protocol)
-    package = registry.package_model(checkpoint_path, folder, run_id=run_id, scores=scores)
+    package = package_model(checkpoint_path, folder, run_id=run_id, scores=scores)
     return Package(package, best, training, finalists, scores)
 
 
@@ -255,7 +256,7 @@ def _write_report(
     if result.panel_path is not None:
         files.append(result.panel_path)
         pictures["Image, label, prediction and error of the best model"] = result.panel_path
-    scores = None if package is None else package.final_scores or registry.load_package(package.path).scores
+    scores = None if package is None else package.final_scores or load_package(package.path).scores
     facts = {
         "best trial": "none completed" if result.best is None else described_winner(result),
         "data": f"{store.manifest.name}, digest {store.digest[:16]}",
@@ -351,7 +352,7 @@ def _with_model(
     split = store.split(training.data.val_split if scores is None else scores.protocol.split)
     labelled = split.labelled()
     indices = sorted({labelled[at * len(labelled) // NUM_PANEL_IMAGES] for at in range(NUM_PANEL_IMAGES)})
-    model = registry.load_package(package.path)
+    model = load_package(package.path)
     rows = [(split.image(index), split.label(index), model.predict(split.image(index))) for index in indices]
     panel(rows, model.class_table, [split.name(index) for index in indices]).save(panel_path)
     return replace(result, panel_path=panel_path)

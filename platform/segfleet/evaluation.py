@@ -18,9 +18,9 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.store import Split, Store
 from segfleet.boundary import boundary_counts, boundary_f
 from segfleet.checkpoint import finite
+from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
-from segfleet.registry import SegmentationModel
 from segfleet.scores import Scores
 
 SCORES_FILE, COUNTS_FILE = "scores.json", "image_counts.npz"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pspnet.errors import InputError
 from pspnet.model import upsampled
 from pspnet.transforms import normalise
-from segfleet.registry import SegmentationModel
+from segfleet.package import SegmentationModel
 
 ENDINGS: dict[str, Literal["onnx", "pt2"]] = {".onnx": "onnx", ".pt2": "pt2"}
 CHECKED_SIZES = ((1, 97, 130), (2, 64, 64), (3, 130, 97))

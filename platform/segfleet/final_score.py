@@ -9,9 +9,9 @@ from pspnet.manifest import FIT, SELECTION
 from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import SearchConfig, TrainingConfig, override
+from segfleet.package import load_package
 from segfleet.parallel_evaluation import evaluate_on_cluster
 from segfleet.protocol import Protocol
-from segfleet.registry import load_package
 from segfleet.scores import Scores
 
 

@@ -9,7 +9,7 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, NYUV2_13, NYUV2_40, ClassTable, read_class_table
 from pspnet.published import IMAGENET_MEAN, IMAGENET_STD, read_published
 from segfleet.config import DataConfig, ModelConfig, TrainingConfig
-from segfleet.registry import write_package
+from segfleet.package import write_package
 
 CLASS_TABLES = {"cityscapes": CITYSCAPES, "nyuv2_40": NYUV2_40, "nyuv2_13": NYUV2_13}
 

@@ -19,9 +19,9 @@ from segfleet.evaluation import (
     evaluation_of,
     labelled_images,
 )
+from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
-from segfleet.registry import SegmentationModel
 
 IMAGES_PER_TASK = 8
 """Enough that handing them over costs nothing, few enough that no worker ends long after the others."""

@@ -13,9 +13,9 @@ from pspnet.errors import InputError
 from pspnet.labels import ClassTable
 from pspnet.pictures import legend, overlay
 from segfleet.frames import Frame, find_inputs
+from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Views
-from segfleet.registry import SegmentationModel
 
 LABEL_ENDING, OVERLAY_ENDING = "_label.png", "_overlay.png"
 AREAS_FILE = "class_areas.csv"

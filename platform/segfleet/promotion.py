@@ -13,9 +13,10 @@ from pspnet.store import Store
 from segfleet.clean_load import check_clean_load
 from segfleet.evaluation import Evaluation, evaluate_model
 from segfleet.gate import Decision, Limits, Measured, decide, size_failures
+from segfleet.package import SegmentationModel
 from segfleet.promotion_record import PromotionEntry, alone, append, history, record
 from segfleet.protocol import Protocol, ViewOptions
-from segfleet.registry import CHALLENGER, CHAMPION, SegmentationModel, aliases_of, fetch, find_version
+from segfleet.registry import CHALLENGER, CHAMPION, aliases_of, fetch, find_version
 from segfleet.scores import Scores
 
 LATENCY_ROUNDS, LATENCY_IMAGES = 3, 2

@@ -17,9 +17,9 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, ClassTable
 from pspnet.store import Split, Store
 from segfleet.evaluation import check_classes
+from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
-from segfleet.registry import SegmentationModel
 
 ENDING = "_pred_labelIds.png"
 ZIP_FILE = "submission.zip"

@@ -34,6 +34,7 @@ from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig, digest, flat, override, to_json, without_passwords
 from segfleet.memory import fitted
 from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
+from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.secret import masked, secrets_of
 from segfleet.torsos import set_aside
@@ -162,7 +163,7 @@ def run_training(config: TrainingConfig) -> TrainingResult:
     if result.reason == "refused":
         raise InputError(result.message)
     if model_name and result.reason == "complete" and result.best_checkpoint_path is not None:
-        package = registry.package_model(result.best_checkpoint_path, run_dir / "package", run_id=run_id)
+        package = package_model(result.best_checkpoint_path, run_dir / "package", run_id=run_id)
         version = registry.register(uri, model_name, package, run_id=run_id)
         result = replace(result, model_version=f"models:/{model_name}/{version}")
     return result

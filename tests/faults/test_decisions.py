@@ -12,10 +12,11 @@ from pspnet.errors import InputError
 from segfleet import promotion, registry, tracking
 from segfleet.config import TrackingConfig
 from segfleet.gate import Limits
+from segfleet.package import package_model
 from segfleet.promotion import promote, roll_back
 from segfleet.promotion_record import PromotionEntry, alone, history, record
 from segfleet.protocol import ViewOptions
-from segfleet.registry import aliases_of, fetch, package_model, register
+from segfleet.registry import aliases_of, fetch, register
 from tests.faults.processes import run
 
 pytestmark = [

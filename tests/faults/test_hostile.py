@@ -17,7 +17,7 @@ from pspnet.model import PSPNet
 from pspnet.weights import read_file
 from segfleet.checkpoint import MANIFEST_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, from_json
-from segfleet.registry import MODEL_FILE, load_package, package_model
+from segfleet.package import MODEL_FILE, load_package, package_model
 from segfleet.sources import zips
 from segfleet.sources.files import read_image
 from segfleet.sources.zips import member_names, read_bytes

@@ -27,7 +27,7 @@ from segfleet.config import (
     override,
     to_json,
 )
-from segfleet.registry import MODEL_FILE, load_package, package_model
+from segfleet.package import MODEL_FILE, load_package, package_model
 from segfleet.tracking import _Channel
 
 pytestmark = pytest.mark.fault("G7", "any bytes, JSON or table in place of a file")

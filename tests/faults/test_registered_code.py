@@ -14,7 +14,8 @@ from pspnet.errors import InputError
 from segfleet import registry, tracking
 from segfleet.cli import run_job
 from segfleet.config import TrackingConfig
-from segfleet.registry import fetch, package_model, register
+from segfleet.package import package_model
+from segfleet.registry import fetch, register
 from tests.faults.test_hostile import Canary
 
 pytestmark = [

@@ -12,7 +12,8 @@ import pytest
 
 from segfleet import tracking
 from segfleet.config import TrackingConfig, TrainingConfig
-from segfleet.registry import MODEL_ID_TAG, aliases_of, fetch, package_model, register
+from segfleet.package import package_model
+from segfleet.registry import MODEL_ID_TAG, aliases_of, fetch, register
 from tests.faults.oracles import history
 from tests.faults.proxy import lossy_proxy
 from tests.faults.studies import Search, Trials, search_config

@@ -36,7 +36,7 @@ from pspnet.store import Split, write_shard
 from pspnet.weights import read_file
 from segfleet.checkpoint import MANIFEST_FILE, load_checkpoint
 from segfleet.config import TrainingConfig, from_json, load_config, to_json
-from segfleet.registry import MODEL_FILE, load_package, package_model
+from segfleet.package import MODEL_FILE, load_package, package_model
 from segfleet.sources import Pair
 from segfleet.sources.coco import CocoSource, coco_class_table, read_coco
 from segfleet.sources.files import read_ids, read_image

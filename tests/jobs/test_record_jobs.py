@@ -11,7 +11,8 @@ from PIL import Image
 
 from pspnet.store import Store
 from segfleet.config import TrackingConfig
-from segfleet.registry import aliases_of, package_model, register
+from segfleet.package import package_model
+from segfleet.registry import aliases_of, register
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates

@@ -12,8 +12,8 @@ from pspnet.errors import InputError
 from pspnet.labels import ClassTable
 from pspnet.store import Store, publish_store, write_shard
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
+from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.protocol import Protocol
-from segfleet.registry import SegmentationModel, load_package, package_model
 from segfleet.scores import Scores
 
 

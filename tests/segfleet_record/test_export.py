@@ -13,7 +13,7 @@ from PIL import Image
 from pspnet.errors import InputError
 from segfleet import export
 from segfleet.export import export_model
-from segfleet.registry import SegmentationModel, load_package, package_model
+from segfleet.package import SegmentationModel, load_package, package_model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pspnet.labels import CITYSCAPES, NYUV2_40
 from pspnet.model import PSPNet
 from pspnet.published import IMAGENET_MEAN, IMAGENET_STD
 from segfleet.import_checkpoint import import_checkpoint
-from segfleet.registry import load_package
+from segfleet.package import load_package
 
 ROOT = Path(__file__).parents[2]
 

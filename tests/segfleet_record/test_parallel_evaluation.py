@@ -13,9 +13,9 @@ from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import WorkersConfig
 from segfleet.evaluation import ImageCounts, count_images, evaluate_model, evaluation_of
+from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.parallel_evaluation import evaluate_on_cluster
 from segfleet.protocol import Protocol
-from segfleet.registry import SegmentationModel, load_package, package_model
 
 
 @pytest.fixture(scope="module")

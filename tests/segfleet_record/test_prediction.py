@@ -11,9 +11,9 @@ from PIL import Image
 
 from pspnet.errors import InputError
 from segfleet.frames import output_names, read_picture
+from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.prediction import area_table, predict_pictures
 from segfleet.protocol import Views
-from segfleet.registry import SegmentationModel, load_package, package_model
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from segfleet.clean_load import check_clean_load
 from segfleet.config import TrackingConfig
 from segfleet.evaluation import evaluate_model
 from segfleet.gate import Limits
+from segfleet.package import package_model
 from segfleet.promotion import comparison_table, promote, roll_back
 from segfleet.promotion_record import alone, history, history_table
 from segfleet.protocol import ViewOptions
-from segfleet.registry import aliases_of, package_model, register
+from segfleet.registry import aliases_of, register
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates

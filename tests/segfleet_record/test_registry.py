@@ -20,8 +20,9 @@ from pspnet.model import PSPNet
 from segfleet import registry, tracking
 from segfleet.checkpoint import load_checkpoint
 from segfleet.config import TrackingConfig
+from segfleet.package import DamagedPackageError, digest, load_package, package_model
 from segfleet.protocol import Protocol
-from segfleet.registry import DamagedPackageError, fetch, load_package, package_model, register
+from segfleet.registry import fetch, register
 from segfleet.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings(
@@ -73,8 +74,8 @@ def test_a_package_is_data_and_says_what_it_is(package: Path, class_table: Class
 
 def test_the_same_checkpoint_gives_the_same_package(checkpoint: Path, package: Path, tmp_path: Path) -> None:
     again = package_model(checkpoint, tmp_path / "again")
-    assert registry.digest(again) == registry.digest(package)
-    assert registry.digest(package_model(checkpoint, again)) == registry.digest(package)
+    assert digest(again) == digest(package)
+    assert digest(package_model(checkpoint, again)) == digest(package)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 

@@ -16,7 +16,8 @@ import pytest
 from mlflow import MlflowClient
 
 from segfleet import services
-from segfleet.registry import load_package, package_model, register
+from segfleet.package import load_package, package_model
+from segfleet.registry import register
 
 pytestmark = [
     pytest.mark.slow,

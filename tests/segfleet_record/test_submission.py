@@ -14,9 +14,9 @@ from pspnet.labels import CITYSCAPES, NYUV2_40, ClassTable
 from pspnet.metrics import ConfusionMatrix
 from pspnet.store import Store, publish_store, write_shard
 from segfleet.evaluation import evaluate_model, write_evaluation
+from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.prediction import predict_pictures
 from segfleet.protocol import Protocol, ViewOptions
-from segfleet.registry import SegmentationModel, load_package, package_model
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 from segfleet.submission import ENDING, write_submission

@@ -14,7 +14,8 @@ import pytest
 from pspnet.errors import InputError
 from segfleet import tracking
 from segfleet.config import TrackingConfig
-from segfleet.registry import aliases_of, load_package, package_model, register
+from segfleet.package import load_package, package_model
+from segfleet.registry import aliases_of, register
 from segfleet.tracking import RunWriter
 
 pytestmark = pytest.mark.slow
