@@ -463,15 +463,18 @@ def _places(path: Path) -> list[_Place]:
             height, width = heights[row].as_py(), widths[row].as_py()
             image = _value(images, row)
             label = None if not labels[row].is_valid else _value(labels, row)
-            if min(height, width) < 1:
+            if shard_format == "raw":
+                is_whole = image.size == height * width * 3 and (
+                    label is None or label.size * 3 == image.size
+                )
+            else:
+                size = (height, width)
+                is_whole = all(it is None or tiles.has_every_tile(it, size) for it in (image, label))
+            if min(height, width) < 1 or not is_whole:
                 raise InputError(
                     f"A shard must hold whole images, but {path} does not. Ingest the data again."
                 )
             if shard_format == "raw":
-                if image.size != height * width * 3 or (label is not None and label.size != height * width):
-                    raise InputError(
-                        f"A shard must hold whole images, but {path} does not. Ingest the data again."
-                    )
                 image = image.reshape(height, width, 3)
                 label = None if label is None else label.reshape(height, width)
             places.append(

@@ -52,11 +52,10 @@ def decode_into(
     `data`, uint8 (bytes,), holds the tiles of a picture of `size`, (height, width); the window lies in it. InputError
     with the name `what` where they are damaged.
     """
-    columns = -(-size[1] // TILE_SIZE)
-    num_tiles = -(-size[0] // TILE_SIZE) * columns
-    if data.size < 4 * (num_tiles + 1):
+    if not has_every_tile(data, size):
         raise _damaged(what)
-    offsets = data[: 4 * (num_tiles + 1)].view("<u4").tolist()
+    columns = -(-size[1] // TILE_SIZE)
+    offsets = data[: _table_bytes(size)].view("<u4").tolist()
     bottom, right = top + out.shape[0], left + out.shape[1]
     for row in range(top // TILE_SIZE, -(-bottom // TILE_SIZE)):
         for column in range(left // TILE_SIZE, -(-right // TILE_SIZE)):
@@ -70,6 +69,19 @@ def decode_into(
                 _sum_up(part, tile, begin[0], begin[1])
             else:
                 part[...] = tile[begin[0] : end[0], begin[1] : end[1]]
+
+
+def has_every_tile(data: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether `data` may hold a picture of `size`, (height, width): where its tiles begin fits into it.
+
+    Ask before memory is taken for the picture.
+    """
+    return data.size >= _table_bytes(size)
+
+
+def _table_bytes(size: tuple[int, int]) -> int:
+    height, width = size
+    return 4 * (-(-height // TILE_SIZE) * -(-width // TILE_SIZE) + 1)
 
 
 def _decompressed(frame: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -138,6 +138,25 @@ def test_a_shard_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
         store.split("train")
 
 
+@pytest.mark.parametrize("shard_format", ["raw", "tiles"])
+@pytest.mark.parametrize("width", [-5, 0, 1_633_771_992])
+def test_a_size_that_the_bytes_cannot_have_is_refused_before_memory_is_taken(
+    tmp_path: Path, shard_format: ShardFormat, width: int
+) -> None:
+    samples: list[tuple[str, np.ndarray, np.ndarray | None]] = [
+        ("a", np.zeros((9, 7, 3), dtype=np.uint8), np.zeros((9, 7), dtype=np.uint8))
+    ]
+    store = store_of(tmp_path, shard_format, samples)
+    file = Path(store.location.path) / "train.arrow"
+    table = pa.ipc.open_file(file).read_all()
+    wrong = table.set_column(2, table.schema.field(2), [pa.array([width], pa.int32())])
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(wrong)
+    assert file.stat().st_size == store.manifest.splits["train"][0].num_bytes
+    with pytest.raises(InputError, match="must hold whole images"):
+        store.split("train")
+
+
 @pytest.mark.skipif(not (DATA / "cityscapes").is_dir(), reason="no genuine Cityscapes pictures at hand")
 def test_genuine_street_scenes_are_no_larger_than_as_png() -> None:
     num_bytes = [0, 0]
