@@ -489,11 +489,14 @@ def _journal(config: SearchConfig) -> Path:
 
 def _record(trial: optuna.trial.FrozenTrial, weight: float) -> TrialRecord:
     attributes = dict(trial.user_attrs)
+    # Of a process that died before it ended the trial, the reason does not count: the trial goes on.
+    reason, detail = attributes.pop("reason", "running"), attributes.pop("detail", "")
+    is_ended = trial.state.is_finished()
     return TrialRecord(
         number=trial.number,
         changes=attributes.pop("changes", {}),
-        reason=attributes.pop("reason", "running"),
-        detail=attributes.pop("detail", ""),
+        reason=reason if is_ended else "running",
+        detail=detail if is_ended else "",
         miou_by_epoch=_mious(trial),
         epoch_weight=weight,
         cost_s=attributes.pop(_COST, math.nan),

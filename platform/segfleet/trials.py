@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet import cluster, groups, ledger, tracking, trainer
+from segfleet.checkpoint import best_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, without_passwords
 from segfleet.faults import fault
 from segfleet.memory import fitted
@@ -128,7 +129,6 @@ class _Execution:
         self._parent_run_id = parent_run_id
         self._settings: dict[int, dict[str, str]] = {}
         self._attempts: dict[int, list[ledger.Attempt]] = {}
-        self._best: dict[int, float] = {}
         self._pruned: dict[int, str] = {}
 
     def next_proposal(self) -> Proposal | None:
@@ -225,9 +225,6 @@ class _Execution:
         self._catch_up(number, result["history"][:-1])
         epoch, miou = int(result["epoch"]), float(result["miou"])
         decision = self._study.report(number, epoch=epoch, miou=miou)
-        if miou >= self._best.get(number, -1.0) and result.get("checkpoint_path"):
-            self._best[number] = miou
-            self._study.note(number, {"checkpoint_path": result["checkpoint_path"], "best_epoch": epoch})
         fault("trial.reported")
         said = f"mIoU {miou:.4f}"
         if decision.reason:
@@ -241,6 +238,12 @@ class _Execution:
         """Note that the trial gave a sign of life."""
         self._attempts[number] = ledger.seen(self._attempts[number], time.time(), result)
         self._study.note(number, {ledger.ATTEMPTS: self._attempts[number]})
+
+    def _note_best_checkpoint(self, number: int, name: str) -> None:
+        """As the files say, which know of every evaluation: this process may not have seen the first ones."""
+        best = best_checkpoint(trainer.run_folder(self._config.training, name) / "checkpoints")
+        if best is not None:
+            self._study.note(number, {"checkpoint_path": str(best)})
 
     def _catch_up(self, number: int, history: list[list[float]]) -> None:
         """Store the evaluations whose report got lost because this process, or the worker, died in between."""
@@ -264,6 +267,7 @@ class _Execution:
             trainer.complete_record(self._config.training, name=settings["name"], run_id=settings["run_id"]),
         )
         self._leave_group(settings, error=error)
+        self._note_best_checkpoint(number, settings["name"])
         reason, detail = self._why(number, result or {}, error=error)
         self._see(number)
         self._note_groups(self._groups)

@@ -45,6 +45,8 @@ class Trials:
     """W."""
     history: dict[int, History]
     """M."""
+    best: dict[int, str]
+    """Which checkpoint of each counts."""
 
 
 @dataclass
@@ -154,6 +156,7 @@ class Search:
                 record.number: weights(self.study_dir / f"trial_{record.number:04d}") for record in records
             },
             history={number: history(uri, run_id) for number, run_id in run_ids.items()},
+            best={record.number: Path(record.attributes["checkpoint_path"]).name for record in records},
         )
 
     def records(self) -> list[TrialRecord]:

@@ -60,7 +60,16 @@ def resume(search: Search, record_property: Recorded, *, fault: str = "") -> int
 @pytest.mark.parametrize(
     ("faults", "pauses_s"),
     [
-        (("trial.reported:kill:1", "trial.finished:kill:1", "search.packaged:kill:1"), (0,)),
+        (
+            # the second after two reports, of which the better one is not heard again
+            (
+                "trial.reported:kill:1",
+                "study.reasoned:kill:2",
+                "trial.finished:kill:1",
+                "search.packaged:kill:1",
+            ),
+            (0,),
+        ),
         pytest.param(
             (
                 "study.asked:kill:1",
