@@ -1,6 +1,7 @@
 """Rows A6, B1 to B4: whoever dies in a search, and how often, the same command ends it as if nobody had."""
 
 import contextlib
+import os
 import re
 import socket
 import time
@@ -12,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from segfleet import lease
 from segfleet.config import TrainingConfig
-from tests.faults.studies import Search, Trials, holder, search_config
+from tests.faults.studies import NUM_TRIALS, Search, Trials, holder, search_config
 
 pytestmark = [
     pytest.mark.slow,
@@ -176,18 +177,25 @@ def test_a_trial_goes_on_without_its_driver(
     assert not search.fault_file.exists()
     assert search.outcome() == expected
     search.assert_none_was_begun_after_its_end()
-    said = (search.study_dir / "trial_0000" / "progress.log").read_text()
-    assert ("resumed after epoch" in said) == is_resumed
+    said = [path.read_text() for path in search.study_dir.glob("trial_*/progress.log")]
+    assert len(said) == NUM_TRIALS
+    assert any("resumed after epoch" in text for text in said) == is_resumed
 
 
 @contextlib.contextmanager
 def cluster_of_its_own() -> Iterator[Cluster]:
-    """A head with two CPUs, which no process of this test is connected to."""
-    cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 2})
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
+    """A head with two CPUs, which no process of this test is connected to.
+
+    Without a token: `ray.init` of an earlier test may have left one in the environment, which searches do not have.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
+            environment.delenv(name)
+        cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 2})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 @pytest.mark.fault("B3", "the Ray head killed, a new cluster, submitted again")
