@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes with this process
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = str(Path(folder) / "tmp")
         Path(os.environ["TMPDIR"]).mkdir()
         tempfile.tempdir = None
