@@ -66,7 +66,7 @@ from segfleet.config import TrainingConfig, from_json, to_json
 from segfleet.continuation import check_same_training
 from segfleet.faults import fault
 from segfleet.memory import fitted, network_of, peak_bytes, predicted
-from segfleet.notice import Notice, epoch_part
+from segfleet.notice import UNKNOWN, Notice, epoch_part
 from segfleet.outcome import (
     AgreedError,
     Outcome,
@@ -120,8 +120,8 @@ class Place:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    is_leaving: Callable[[], bool] | None = None
-    """Whether a node of the group is to be taken back, asked by all workers at once; None: that is never known."""
+    taken_back_at: Callable[[], float | None] | None = None
+    """When a node of the group is taken back, in Unix time, asked by all workers at once; None: nobody gives notice."""
 
 
 def train_worker(task_values: Mapping[str, Any]) -> None:
@@ -140,12 +140,15 @@ def here() -> Place:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        is_leaving=None if os.environ.get(WATCHER) == "0" else _is_leaving,
+        taken_back_at=None if os.environ.get(WATCHER) == "0" else _taken_back_at,
     )
 
 
-def _is_leaving() -> bool:
-    return ray.train.get_preemption_info() is not None
+def _taken_back_at() -> float | None:
+    info = ray.train.get_preemption_info()
+    if info is None:
+        return None
+    return UNKNOWN if info.deadline_ms is None else info.deadline_ms / 1000
 
 
 def execute(task: Task, place: Place, *, report: Report) -> None:
@@ -251,7 +254,7 @@ class Training:
         self.average = new_average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.evaluated_model = self.model if self.average is None else unwrapped(self.average.module)
         """What is evaluated and kept: the weights, or their average."""
-        self.notice = Notice(place.is_leaving, asks=place.rank == 0)
+        self.notice = Notice(place.taken_back_at, asks=place.rank == 0)
         self._epochs_done = 0
         self._begun: EpochPart | None = None
         """What a checkpoint has of the epoch after these."""
@@ -459,7 +462,12 @@ class Training:
             except OSError as error:  # the last whole one is still there
                 self.log.say(f"notice: iteration {iteration} could not be saved: {error}")
                 return
-        self.log.say(f"notice: a node is to be taken back; saved iteration {iteration} to {path}")
+        self.log.say(
+            f"notice: a node is taken back {self.notice.when}; saved iteration {iteration} to {path}"
+        )
+        if idle_s := self.notice.seconds_idle():
+            self.log.say(f"notice: no time for another step; waiting up to {idle_s:.0f} s for other nodes")
+            time.sleep(idle_s)
 
     def _evaluate(self) -> ConfusionMatrix:
         """Return the counts of the whole validation split, each image once, by rank 0's statistics."""

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from segfleet import notice, worker
 from segfleet.checkpoint import MODEL_FILE, PART_FOLDER, load_checkpoint
 from segfleet.config import TrainingConfig, override
-from segfleet.notice import MAX_SHARE, Notice
+from segfleet.notice import GRACE_S, MARGIN_S, MAX_SHARE, UNKNOWN, Notice
 from segfleet.worker import Place, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 from tests.segfleet_runtime.test_training import KilledError, learned, task_of, trained, weights_digest
@@ -38,7 +39,11 @@ def cut_off(
         patch.setattr(worker, "fault", step)
         patch.setattr(notice, "POLL_S", 0.0)
         with pytest.raises(KilledError):
-            train(task_of(config, run_dir), Place(is_leaving=lambda: len(steps) >= at), report=report)
+            train(
+                task_of(config, run_dir),
+                Place(taken_back_at=lambda: UNKNOWN if len(steps) >= at else None),
+                report=report,
+            )
     return reports
 
 
@@ -94,11 +99,11 @@ def test_nobody_asks_before_it_is_time_and_saving_takes_a_bounded_share(
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     asked: list[float] = []
 
-    def is_given() -> bool:
+    def taken_back_at() -> float:
         asked.append(clock[0])
-        return True
+        return UNKNOWN
 
-    first, other = Notice(is_given, asks=True), Notice(is_given, asks=False)
+    first, other = Notice(taken_back_at, asks=True), Notice(taken_back_at, asks=False)
     assert not first.is_due()
     clock[0] += notice.POLL_S
     assert (first.is_due(), other.is_due(), asked) == (True, False, [])
@@ -111,3 +116,34 @@ def test_nobody_asks_before_it_is_time_and_saving_takes_a_bounded_share(
     clock[0] += 0.2
     assert first.is_due()
     assert not Notice(None, asks=True).is_due()
+
+
+def test_the_last_time_is_before_the_end_and_no_step_is_taken_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, step_s, save_s, end = [0.0], 4.0, 0.5, 60.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0] + 1e9)
+    heard = Notice(lambda: end + 1e9, asks=True)
+    saved: list[float] = []
+    idle_s = 0.0
+    while clock[0] < end:
+        is_due = heard.is_due()
+        clock[0] += step_s
+        if is_due and heard.hears():
+            with heard.saving():
+                clock[0] += save_s
+            saved.append(clock[0])
+            if idle_s := heard.seconds_idle():
+                break
+    assert idle_s == pytest.approx(end + GRACE_S - clock[0])
+    assert all(later - earlier >= save_s / MAX_SHARE for earlier, later in pairwise(saved[:-1]))
+    assert end - (2 * step_s + 2 * save_s + MARGIN_S) <= saved[-1] <= end - MARGIN_S - save_s
+    clock[0] = end + GRACE_S
+    assert heard.seconds_idle() == 0.0
+    clock[0] += 100 * step_s
+    with heard.saving():
+        clock[0] += save_s
+    clock[0] += 0.5 * save_s / MAX_SHARE
+    assert not heard.is_due()
+    assert Notice(lambda: UNKNOWN, asks=True).seconds_idle() == 0.0
