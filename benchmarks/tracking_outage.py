@@ -29,8 +29,8 @@ from reporting import cell, pin_to_one_core, versions, write_between
 
 from segfleet.config import TrainingConfig, override, to_json
 from segfleet.ingest import ingest
+from segfleet.ports import free_ports
 from segfleet.presets import training_preset
-from segfleet.services import free_ports
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 from segfleet.tracking import open_run, points, ship_spool
@@ -49,7 +49,7 @@ class MlflowServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        (self._port,) = free_ports(1)
+        (self._port,) = free_ports(1, "127.0.0.1")
         self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -147,9 +146,9 @@ class Server:
     """`mlflow serve` with SQLite and artifacts by the server; it can be frozen, ended and started again."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        from segfleet.ports import free_ports
+
+        (self.port,) = free_ports(1, "127.0.0.1")
         self.folder = folder
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None

@@ -15,6 +15,7 @@ import ray.util
 from pspnet.errors import InputError
 from pspnet.location import is_uri
 from segfleet.config import TrainingConfig, WorkersConfig
+from segfleet.ports import free_ports
 from segfleet.secret import is_secret
 
 CONNECT_TIMEOUT_S = 5.0
@@ -192,10 +193,7 @@ def _places(workers: WorkersConfig, nodes: list[dict[str, float]]) -> int:
 
 def _start_local(*, has_dashboard: bool) -> None:
     """Start a cluster whose address is known before its first process starts."""
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("", 0))
-        other.bind(("", 0))
-        port, dashboard_port = free.getsockname()[1], other.getsockname()[1]
+    port, dashboard_port = free_ports(2)
     address = f"{ray.util.get_node_ip_address()}:{port}"
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:

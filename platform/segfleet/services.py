@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,7 @@ from typing import Literal
 import psutil
 
 from pspnet.errors import InputError
+from segfleet.ports import free_ports
 
 Name = Literal["ray", "mlflow"]
 
@@ -87,7 +87,7 @@ def ensure_ray(folder: Path, *, num_cpus: int) -> Service:
     token_path.touch(mode=0o600)
     token_path.write_text(token)
     scratch_dir = _short_scratch_dir()
-    gcs_port, dashboard_port, agent_port, agent_grpc_port, runtime_env_port, client_port = free_ports(6)
+    gcs_port, dashboard_port, agent_port, agent_grpc_port, runtime_env_port, client_port = free_ports(6, HOST)
     command = [
         *(_tool("ray"), "start", "--head", "--block", "--disable-usage-stats"),
         f"--node-ip-address={HOST}",
@@ -137,7 +137,7 @@ def ensure_mlflow(folder: Path) -> Service:
     if running is not None:
         return running
     folder.mkdir(parents=True, exist_ok=True)
-    (port,) = free_ports(1)
+    (port,) = free_ports(1, HOST)
     command = [
         *(_tool("mlflow"), "server", "--serve-artifacts", "--workers=1"),
         f"--host={HOST}",
@@ -217,15 +217,6 @@ def read(url: str, *, token: str = "") -> str | None:
             return str(response.read().decode())
     except OSError:
         return None
-
-
-def free_ports(number: int) -> list[int]:
-    """Return as many different ports of the loopback address as nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def local_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pytest
 from pspnet.errors import InputError
 from segfleet import services, tracking
 from segfleet.config import TrackingConfig
+from segfleet.ports import free_ports
 from segfleet.services import Service
 
 pytestmark = [
@@ -111,7 +112,7 @@ def test_the_demos_mlflow_is_closed(demo: Path) -> None:
 
 def test_a_server_with_accounts_lets_in_who_has_one(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/security.md says how to start it."""
-    password, (port,) = f"p{os.urandom(12).hex()}", services.free_ports(1)
+    password, (port,) = f"p{os.urandom(12).hex()}", free_ports(1, services.HOST)
     (demo / "accounts.ini").write_text(
         "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
         f"database_uri = sqlite:///{demo / 'accounts.db'}\nadmin_password = {password}\n"
@@ -165,7 +166,7 @@ def test_the_clusters_mlflow_is_closed(demo: Path) -> None:
     text = " ".join((ROOT / "cluster.yaml").read_text().split())
     found = re.search(r"setsid nohup (mlflow server .*?) > ~/mlflow/server.log", text)
     assert found is not None
-    (port,) = services.free_ports(1)
+    (port,) = free_ports(1, services.HOST)
     given = found[1].replace("$HEAD_IP", services.HOST).replace("5000", str(port))
     given = given.replace("$HOME/mlflow", str(demo)).replace("/shared/mlflow", str(demo))
     command = shlex.split(given)

@@ -167,6 +167,7 @@ def test_a_trial_that_diverges_leaves_the_study_going(config: TrainingConfig, tm
 
 
 @pytest.mark.slow
+@pytest.mark.faults_long
 @pytest.mark.fault("E6", "every trial of a search fails")
 def test_where_every_trial_fails_the_job_says_why_and_exits_1(config: TrainingConfig, tmp_path: Path) -> None:
     done = search(config, tmp_path / "runs", 1e29)

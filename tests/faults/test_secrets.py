@@ -111,6 +111,7 @@ def test_what_ray_records_of_a_run_holds_no_password(
 
 
 @pytest.mark.slow
+@pytest.mark.faults_long
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_training_leaves_no_password_anywhere(
     config: TrainingConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

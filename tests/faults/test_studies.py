@@ -109,6 +109,7 @@ def test_a_killed_search_is_completed_by_the_same_command(
 
 
 @pytest.mark.fault("B2", "the same study submitted twice at once")
+@pytest.mark.faults_long
 def test_the_second_says_who_holds_the_study_and_leaves_the_first_alone(
     config: TrainingConfig, folder: Path, expected: Trials
 ) -> None:

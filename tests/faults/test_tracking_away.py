@@ -115,7 +115,7 @@ def packages(write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.fault("D3", "answers lost after the server did as it was asked")
-@pytest.mark.parametrize("num_lost", [1, 2])
+@pytest.mark.parametrize("num_lost", [1, pytest.param(2, marks=LONG)])
 def test_a_lost_answer_makes_nothing_twice(
     server: Any, packages: list[Path], tmp_path: Path, num_lost: int
 ) -> None:

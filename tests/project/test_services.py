@@ -16,6 +16,7 @@ import pytest
 
 from pspnet.errors import InputError
 from segfleet import services
+from segfleet.ports import free_ports
 from segfleet.services import Service
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -120,9 +121,10 @@ def test_one_process_at_a_time_holds_the_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_free_ports_differ_and_can_be_bound() -> None:
-    ports = services.free_ports(8)
+def test_free_ports_differ_can_be_bound_and_are_no_port_that_a_connection_gets() -> None:
+    ports = free_ports(8, services.HOST)
     assert len(set(ports)) == 8
+    assert max(ports) < 32768
     for port in ports:
         http.server.HTTPServer(("127.0.0.1", port), http.server.BaseHTTPRequestHandler).server_close()
 

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from segfleet import services
 from segfleet.package import load_package, package_model
+from segfleet.ports import free_ports
 from segfleet.registry import register
 
 pytestmark = [
@@ -42,7 +43,7 @@ def address(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     )
     run_id = MlflowClient(uri, uri).create_run(experiment).info.run_id
     version = register(uri, "pspnet-served", package, run_id=run_id)
-    (port,) = services.free_ports(1)
+    (port,) = free_ports(1, services.HOST)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/pspnet-served/{version}"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from pspnet.errors import InputError
 from segfleet.config import SearchConfig, override
+from segfleet.ports import free_ports
 from segfleet.presets import search_preset
 from segfleet.study import Study, TrialRecord, exists
 
@@ -57,9 +58,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     secret = folder / "password"
     secret.write_text(PASSWORD)
     secret.chmod(0o644)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1, "127.0.0.1")
     data, log = str(folder / "data"), (folder / "log").open("wb")
     make = [tools, "-D", data, "-U", "me", "-A", "scram-sha-256", f"--pwfile={secret}", "-E", "UTF8", "-N"]
     subprocess.run(make, check=True, stdout=log, stderr=log, cwd=folder, **owner)  # type: ignore[call-overload]
