@@ -263,17 +263,24 @@ def pyramid_convolution(
     matrix shifted by the tap, equal nine taps on every cell of the features. This leaves out nearly half of
     the head's arithmetic. `grids` are (n, cb, b, b).
     """
+    # split, whose gradient is one concatenation: each slice would have a gradient as large as the whole weight.
+    feature_weight, *branch_weights = weight.split([features.shape[1], *(grid.shape[1] for grid in grids)], 1)
+    result = _convolved(features, feature_weight)
+    if not grids:
+        return result
     fh, fw = features.shape[2:]
-    channels = features.shape[1]
-    result = _convolved(features, weight[:, :channels])
-    for grid in grids:
-        branch_weight = weight[:, channels : channels + grid.shape[1]]
-        channels += grid.shape[1]
-        taps = torch.einsum("ocyx,ncij->noyixj", branch_weight, grid)
-        taps = taps.flatten(4, 5).flatten(2, 3)
-        rows, columns = (_shifted_upsampling(taps, size, align_corners) for size in (fh, fw))
-        result = result + rows @ taps @ columns.T
-    return result
+    # The channels stay last, as the weight, the grids and the result have them in memory.
+    rows, columns = [], []
+    for grid, branch_weight in zip(grids, branch_weights, strict=True):
+        n, _, size, _ = grid.shape
+        cells = grid.permute(0, 2, 3, 1).flatten(0, 2)
+        taps = cells @ branch_weight.permute(2, 3, 1, 0).flatten(0, 1)
+        taps = taps.unflatten(1, (n, size, size)).unflatten(0, (3, 3)).permute(2, 0, 3, 1, 4, 5)
+        shifted = _shifted_upsampling(taps, fh, size, align_corners)
+        rows.append((shifted @ taps.reshape(n, 3 * size, -1)).unflatten(2, (3 * size, -1)))
+        columns.append(_shifted_upsampling(taps, fw, size, align_corners))
+    from_grids = torch.cat(columns, 1) @ torch.cat(rows, 2)
+    return result + from_grids.permute(0, 3, 1, 2)
 
 
 def _convolved(features: Float[Tensor, "n c fh fw"], weight: Tensor) -> Float[Tensor, "n o fh fw"]:
@@ -334,12 +341,13 @@ def _averaging(like: Tensor, num_cells: int, num_bins: int) -> Float[Tensor, "b 
     return ((cell >= first) & (cell < end)).to(like.dtype) / (end - first)
 
 
-def _shifted_upsampling(like: Tensor, num_cells: int, align_corners: bool) -> Float[Tensor, "cells taps"]:
-    """Return what each tap of a 3-tap convolution reads of b values upsampled to `num_cells`, zeros around.
+def _shifted_upsampling(
+    like: Tensor, num_cells: int, num_values: int, align_corners: bool
+) -> Float[Tensor, "cells taps"]:
+    """Return what each tap of a 3-tap convolution reads of `num_values` upsampled to `num_cells`, zeros around.
 
-    `like` holds, on its last axis, the b values of each of the three taps.
+    The values of the first tap come first. Device and type are those of `like`.
     """
-    num_values = like.shape[-1] // 3
     position = torch.arange(num_cells, device=like.device, dtype=torch.float64)[:, None]
     if align_corners:
         # The first value on the first cell, the last on the last.
