@@ -31,9 +31,10 @@ from segfleet.config import TrainingConfig, override, to_json
 from segfleet.ingest import ingest
 from segfleet.ports import free_ports
 from segfleet.presets import training_preset
+from segfleet.run_writer import ship_spool
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
-from segfleet.tracking import open_run, points, ship_spool
+from segfleet.tracking import open_run, points
 from segfleet.worker import SPOOL_FOLDER, Place, Task, train
 
 STARTING_S = 180

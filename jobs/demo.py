@@ -15,8 +15,8 @@ from pathlib import Path
 
 from segfleet import services
 from segfleet.cli import parse_options, run_job
+from segfleet.provenance import commit
 from segfleet.services import Service
-from segfleet.tracking import commit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 JOBS = Path("jobs")

@@ -17,7 +17,7 @@ from segfleet.gate import Limits
 from segfleet.promotion import comparison_table, promote, roll_back
 from segfleet.promotion_record import history, history_table
 from segfleet.protocol import ViewOptions
-from segfleet.tracking import resolve_uri
+from segfleet.tracking_server import resolve_uri
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,10 @@ from pathlib import Path
 from pspnet.errors import InputError
 from segfleet.cli import parse_options, run_job
 from segfleet.config import TrackingConfig
-from segfleet.tracking import check_server, resolve_uri, ship_spool, shown, unsent_runs
+from segfleet.run_writer import ship_spool
+from segfleet.secret import masked
+from segfleet.spool import unsent_runs
+from segfleet.tracking_server import check_server, resolve_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ def main() -> int:
     check_server(uri)
     unsent = unsent_runs(options.storage_dir)
     num_sent = sum(ship_spool(uri, run_id, spool_dir) for run_id, spool_dir in unsent.items())
-    print(f"{num_sent} of {len(unsent)} unsent runs sent to {shown(uri)}")
+    print(f"{num_sent} of {len(unsent)} unsent runs sent to {masked(uri)}")
     return 0 if num_sent == len(unsent) else 1
 
 

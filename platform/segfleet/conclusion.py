@@ -9,13 +9,14 @@ from typing import Any
 from pspnet.manifest import SELECTION
 from pspnet.pictures import panel
 from pspnet.store import Store
-from segfleet import ledger, registry, tracking, trainer
+from segfleet import ledger, registry, tracking, tracking_server, trainer
 from segfleet.config import SearchConfig, TrainingConfig, override
 from segfleet.final_score import final_protocol, final_scores
 from segfleet.finals import CONFIDENCE, Finalist, finals_table, standing
 from segfleet.importance import draw_parallel, importances, interactive_plots
 from segfleet.package import load_package, package_model
 from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
+from segfleet.run_writer import RunWriter, end_run, ship_spool
 from segfleet.scores import Scores
 from segfleet.search_page import SearchFacts, write_page
 from segfleet.search_report import (
@@ -26,6 +27,8 @@ from segfleet.search_report import (
     draw_study,
     leaderboard_table,
 )
+from segfleet.secret import masked
+from segfleet.spool import unsent_runs
 from segfleet.study import Study, TrialRecord
 
 NUM_PANEL_IMAGES = 6
@@ -128,7 +131,7 @@ def conclude(
 ) -> SearchResult:
     """Register the best model, draw the pictures, and complete the study's run."""
     studies = [study] if finals is None else [study, finals]
-    training, uri = config.training, tracking.resolve_uri(config.training.tracking)
+    training, uri = config.training, tracking_server.resolve_uri(config.training.tracking)
     folder = Path(training.tracking.storage_dir) / study.name
     leaderboard = study.leaderboard()
     picture = draw_study(
@@ -172,7 +175,7 @@ def conclude(
         {name: times for it in studies for name, times in it.groups.items()},
     )
     artifacts = _write_report(config, study, store, result, package, spent)
-    with contextlib.closing(tracking.RunWriter(uri, run_id, spool_dir(config))) as writer:
+    with contextlib.closing(RunWriter(uri, run_id, spool_dir(config))) as writer:
         writer.log_text(leaderboard_table(leaderboard, result.front) + "\n", "leaderboard.txt")
         writer.log_text(ledger.ledger_table(spent) + "\n", "ledger.txt")
         writer.log_metrics(
@@ -196,9 +199,9 @@ def conclude(
                 name.replace("protocol", "val_protocol"): text
                 for name, text in protocol_tags(result.final_scores.protocol).items()
             }
-    for unsent_run_id, spool in tracking.unsent_runs(folder).items():  # ended while the server was away
-        tracking.ship_spool(uri, unsent_run_id, spool)
-    tracking.end_run(
+    for unsent_run_id, spool in unsent_runs(folder).items():  # ended while the server was away
+        ship_spool(uri, unsent_run_id, spool)
+    end_run(
         uri,
         run_id,
         status="FINISHED" if result.best is not None else "FAILED",
@@ -261,7 +264,7 @@ def _write_report(
         "best trial": "none completed" if result.best is None else described_winner(result),
         "data": f"{store.manifest.name}, digest {store.digest[:16]}",
         "trials were scored on": str(training_protocol(config.training, store.digest)),
-        "MLflow run": f"{result.run_id} at {tracking.shown(result.tracking_uri)}",
+        "MLflow run": f"{result.run_id} at {masked(result.tracking_uri)}",
         "time": _spent(spent[-1]),
         "trials": f"{len(result.leaderboard)}, by {config.sampler} and {config.scheduler}",
     }
@@ -344,8 +347,8 @@ def _with_model(
     if name:
         run_id = package.training.attributes["run_id"]
         uri = result.tracking_uri
-        version = tracking.patiently(lambda: registry.register(uri, name, package.path, run_id=run_id))
-        found = tracking.patiently(lambda: registry.find_version(uri, name, str(version)))
+        version = tracking_server.patiently(lambda: registry.register(uri, name, package.path, run_id=run_id))
+        found = tracking_server.patiently(lambda: registry.find_version(uri, name, str(version)))
         aliases = found.aliases
         result = replace(result, model_version=f"models:/{name}/{version}", aliases=tuple(sorted(aliases)))
     scores = package.final_scores

@@ -21,11 +21,11 @@ from typing import Any, Literal
 import psutil
 
 from pspnet.errors import InputError
-from segfleet import tracking
+from segfleet import tracking_server
 from segfleet.faults import fault
 from segfleet.registry import CHAMPION
 
-from mlflow.exceptions import MlflowException  # isort: skip  (after tracking, which sets MLflow's environment)
+from mlflow.exceptions import MlflowException  # isort: skip  (after tracking_server, which sets MLflow's environment)
 
 _TAG, _LOCK_SUFFIX, _HOLDER = "promotion.", ".promoting", "segfleet.holder"
 MAX_TAG_CHARACTERS = 5000
@@ -52,16 +52,16 @@ class PromotionEntry:
 
 def history(tracking_uri: str, name: str) -> list[PromotionEntry]:
     """Return all decisions on a registered model, the oldest first."""
-    with tracking.plain_errors(tracking_uri):
-        tags = tracking.client(tracking_uri).get_registered_model(name).tags
+    with tracking_server.plain_errors(tracking_uri):
+        tags = tracking_server.client(tracking_uri).get_registered_model(name).tags
     return [PromotionEntry(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_TAG)]
 
 
 def record(tracking_uri: str, name: str, entry: PromotionEntry) -> None:
     """Write a decision on the version and move the champion's alias if it moves; last, add it to the history."""
     fault("promotion.held")
-    with tracking.plain_errors(tracking_uri):
-        client = tracking.client(tracking_uri)
+    with tracking_server.plain_errors(tracking_uri):
+        client = tracking_server.client(tracking_uri)
         version = str(entry.version)
         client.set_model_version_tag(name, version, "promotion", entry.decision)
         client.set_model_version_tag(
@@ -83,9 +83,9 @@ def append(tracking_uri: str, name: str, entry: PromotionEntry) -> None:
     text = json.dumps(asdict(entry))
     if len(text) > MAX_TAG_CHARACTERS:
         text = json.dumps(asdict(entry) | {"numbers": {}, "reasons": [entry.reasons[0][:1000]]})
-    with tracking.plain_errors(tracking_uri):
+    with tracking_server.plain_errors(tracking_uri):
         number = len(history(tracking_uri, name)) + 1
-        tracking.client(tracking_uri).set_registered_model_tag(name, f"{_TAG}{number:04d}", text)
+        tracking_server.client(tracking_uri).set_registered_model_tag(name, f"{_TAG}{number:04d}", text)
 
 
 def history_table(entries: list[PromotionEntry]) -> str:
@@ -104,12 +104,12 @@ def alone(tracking_uri: str, name: str) -> Iterator[None]:
 
     What a killed process of this machine held is taken over.
     """
-    lock, client = name + _LOCK_SUFFIX, tracking.client(tracking_uri)
+    lock, client = name + _LOCK_SUFFIX, tracking_server.client(tracking_uri)
     with _one_of_this_machine(f"{tracking_uri} {name}"):
         try:
             _create(client, tracking_uri, lock)
         except _TakenError:
-            with tracking.plain_errors(tracking_uri):
+            with tracking_server.plain_errors(tracking_uri):
                 holder = json.loads(client.get_registered_model(lock).tags.get(_HOLDER, "{}"))
             if not _has_ended(holder):
                 raise InputError(
@@ -117,13 +117,13 @@ def alone(tracking_uri: str, name: str) -> Iterator[None]:
                     f"has been at it since {holder.get('at', 'a while ago')} (process {holder.get('pid')}). Wait for "
                     f"it; if it is gone for good, delete the registered model {lock!r}."
                 ) from None
-            with tracking.plain_errors(tracking_uri):
+            with tracking_server.plain_errors(tracking_uri):
                 client.delete_registered_model(lock)
             _create(client, tracking_uri, lock)
     try:
         yield
     finally:
-        with tracking.plain_errors(tracking_uri):
+        with tracking_server.plain_errors(tracking_uri):
             client.delete_registered_model(lock)
 
 
@@ -140,7 +140,7 @@ def _create(client: Any, tracking_uri: str, lock: str) -> None:
         "started": own.create_time(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with tracking.plain_errors(tracking_uri):
+    with tracking_server.plain_errors(tracking_uri):
         try:
             client.create_registered_model(
                 lock,

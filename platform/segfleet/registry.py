@@ -22,7 +22,7 @@ import yaml
 
 from pspnet.errors import InputError
 from pspnet.json_values import shown
-from segfleet import tracking
+from segfleet import provenance, tracking, tracking_server
 from segfleet.config import TrackingConfig
 from segfleet.faults import fault
 from segfleet.package import (
@@ -35,8 +35,9 @@ from segfleet.package import (
 )
 from segfleet.protocol import protocol_tags
 from segfleet.scores import Scores
+from segfleet.secret import masked
 
-import mlflow.artifacts  # isort: skip  (after tracking, which sets MLflow's environment)
+import mlflow.artifacts  # isort: skip  (after tracking_server, which sets MLflow's environment)
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
@@ -65,9 +66,9 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
     check_name(name)
     info = load_package(package_dir, device="cpu").info
     package_digest = digest(package_dir)
-    tracking.check_server(tracking_uri)
-    with tracking.plain_errors(tracking_uri):
-        client = tracking.client(tracking_uri)
+    tracking_server.check_server(tracking_uri)
+    with tracking_server.plain_errors(tracking_uri):
+        client = tracking_server.client(tracking_uri)
         version = _version_of_package(client, name, package_digest)
         if version is None:
             model = _log_model(client, tracking_uri, name, Path(package_dir), info, package_digest, run_id)
@@ -96,9 +97,9 @@ def register(tracking_uri: str, name: str, package_dir: str | Path, *, run_id: s
 
 def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVersion:
     """Return the version of that alias or number; InputError names what is registered."""
-    tracking.check_server(tracking_uri)
-    with tracking.plain_errors(tracking_uri):
-        client = tracking.client(tracking_uri)
+    tracking_server.check_server(tracking_uri)
+    with tracking_server.plain_errors(tracking_uri):
+        client = tracking_server.client(tracking_uri)
         try:
             registered = client.get_registered_model(name)
         except MlflowException as error:
@@ -106,7 +107,7 @@ def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVe
                 raise
             names = sorted(model.name for model in client.search_registered_models())
             raise InputError(
-                f"There is no registered model {name!r} at {tracking.shown(tracking_uri)}. "
+                f"There is no registered model {name!r} at {masked(tracking_uri)}. "
                 + (f"There are: {', '.join(names)}." if names else "None is registered there yet.")
             ) from error
         number = registered.aliases.get(alias_or_version, alias_or_version)
@@ -124,8 +125,8 @@ def find_version(tracking_uri: str, name: str, alias_or_version: str) -> ModelVe
 
 def aliases_of(tracking_uri: str, name: str) -> dict[str, int]:
     """Return the aliases of a registered model, each with the number of its version."""
-    with tracking.plain_errors(tracking_uri):
-        aliases = tracking.client(tracking_uri).get_registered_model(name).aliases
+    with tracking_server.plain_errors(tracking_uri):
+        aliases = tracking_server.client(tracking_uri).get_registered_model(name).aliases
         return {alias: int(version) for alias, version in aliases.items()}
 
 
@@ -139,7 +140,7 @@ def fetch(
     if not model_uri.startswith("models:"):
         return load_package(model_uri, device=device)
     name, alias_or_version = parse_model_uri(model_uri)
-    uri = tracking.resolve_uri(TrackingConfig(tracking_uri=tracking_uri))
+    uri = tracking_server.resolve_uri(TrackingConfig(tracking_uri=tracking_uri))
     version = find_version(uri, name, alias_or_version)
     if PACKAGE_TAG not in version.tags:
         raise InputError(
@@ -148,8 +149,8 @@ def fetch(
             f"carries the tag {PACKAGE_TAG}."
         )
     with tempfile.TemporaryDirectory(prefix="segfleet-") as folder:
-        with tracking.plain_errors(uri), _quiet():
-            location = tracking.client(uri).get_model_version_download_uri(name, str(version.version))
+        with tracking_server.plain_errors(uri), _quiet():
+            location = tracking_server.client(uri).get_model_version_download_uri(name, str(version.version))
             _refuse_code(location, Path(folder), uri, model_uri)
             mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{location}/data/{PACKAGE_DIR}", dst_path=folder, tracking_uri=uri
@@ -425,7 +426,7 @@ def _save_pyfunc(aside: Path, package_dir: Path, model: LoggedModel, run_id: str
 
 @functools.cache
 def _requirements() -> tuple[str, ...]:
-    return tuple(f"{package}=={tracking.version_of(package)}" for package in REQUIREMENTS)
+    return tuple(f"{package}=={provenance.version_of(package)}" for package in REQUIREMENTS)
 
 
 @contextlib.contextmanager

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from pspnet.errors import InputError
 from pspnet.sizes import sides
-from segfleet import cluster, lease, registry, tracking, trainer
+from segfleet import cluster, lease, registry, tracking, tracking_server, trainer
 from segfleet.conclusion import SearchResult, conclude, described_winner, package_winner, spool_dir
 from segfleet.config import SearchConfig, override, to_json, without_passwords
 from segfleet.faults import fault
 from segfleet.final_score import split_for_trials
 from segfleet.finals import finals_table, plan_finals
 from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.run_writer import RunWriter
 from segfleet.search_report import ended_badly, leaderboard_table
+from segfleet.secret import masked
 from segfleet.space import dimensions, narrowed
 from segfleet.study import Study, exists, repair
 from segfleet.trials import log_dataset, shown_params, train_trials
@@ -38,8 +40,8 @@ def run_search(config: SearchConfig) -> SearchResult:
         training = config.training
         for crop_size in sorted(config.space.crop_sizes, key=sides):
             store = trainer.check_data(override(training, {"data.crop_size": crop_size}))
-        tracking_uri = tracking.resolve_uri(training.tracking)
-        tracking.check_server(tracking_uri)
+        tracking_uri = tracking_server.resolve_uri(training.tracking)
+        tracking_server.check_server(tracking_uri)
         if training.tracking.registered_model_name:
             registry.check_name(training.tracking.registered_model_name)
         folder = Path(training.tracking.storage_dir) / _name(config)
@@ -57,7 +59,7 @@ def run_search(config: SearchConfig) -> SearchResult:
             params=shown_params(config),
         )
         log_dataset(training, store, run_id)
-        with contextlib.closing(tracking.RunWriter(tracking_uri, run_id, spool_dir(config))) as writer:
+        with contextlib.closing(RunWriter(tracking_uri, run_id, spool_dir(config))) as writer:
             writer.log_text(to_json(without_passwords(asked)), "config.json")
         num_trained = train_trials(config, study, store, run_id)
         finals = plan_finals(config, study, store.digest)
@@ -109,7 +111,7 @@ def print_search(result: SearchResult) -> int:
         )
     print(f"\nstudy picture  {result.study_picture}")
     print(f"report         {result.study_picture.with_name('report.html')}")
-    print(f"MLflow run     {result.run_id} at {tracking.shown(result.tracking_uri)}")
+    print(f"MLflow run     {result.run_id} at {masked(result.tracking_uri)}")
     for sentence in ended_badly(result.leaderboard):
         print(f"{'error' if result.best is None else 'warning'}: {sentence}", file=sys.stderr)
     if result.best is None:

@@ -29,13 +29,14 @@ from pspnet.metrics import constant_miou
 from pspnet.model import refuse_single_values
 from pspnet.sizes import sides
 from pspnet.store import Store
-from segfleet import cluster, lease, registry, tracking
+from segfleet import cluster, lease, registry, tracking, tracking_server
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig, digest, flat, override, to_json, without_passwords
 from segfleet.memory import fitted
 from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
 from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.run_writer import RunWriter, end_run
 from segfleet.secret import masked, secrets_of
 from segfleet.torsos import set_aside
 from segfleet.worker import (
@@ -118,8 +119,8 @@ def run_training(config: TrainingConfig) -> TrainingResult:
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.joined(config))
         store = check_data(config)
-        uri = tracking.resolve_uri(config.tracking)
-        tracking.check_server(uri)
+        uri = tracking_server.resolve_uri(config.tracking)
+        tracking_server.check_server(uri)
         name = run_name(config)
         run_dir = run_folder(config, name)
         stack.enter_context(lease.held(run_dir, f"training {name}"))
@@ -153,7 +154,7 @@ def run_training(config: TrainingConfig) -> TrainingResult:
         with follow(run_dir / PROGRESS_FILE):
             result = fit(build_trainer(config, name=name, run_id=run_id))
     result = replace(result, baseline=baseline(config, store))
-    tracking.end_run(
+    end_run(
         uri,
         run_id,
         status="FINISHED" if result.reason == "complete" else "FAILED",
@@ -198,7 +199,7 @@ def new_task(config: TrainingConfig, *, name: str, run_id: str, attempt: str) ->
         config_json=to_json(without_passwords(config)),
         run_dir=str(run_folder(config, name)),
         run_id=run_id,
-        tracking_uri=masked(tracking.resolve_uri(config.tracking)) if run_id else "",
+        tracking_uri=masked(tracking_server.resolve_uri(config.tracking)) if run_id else "",
         attempt=attempt,
     )
 
@@ -410,8 +411,8 @@ def complete_record(config: TrainingConfig, *, name: str, run_id: str) -> list[l
         evaluations: list[list[float]] = metrics["history"]
     except (IndexError, OSError, ValueError, KeyError):
         return []
-    uri = tracking.resolve_uri(config.tracking)
-    with contextlib.closing(tracking.RunWriter(uri, run_id, spool_dir(config, name))) as writer:
+    uri = tracking_server.resolve_uri(config.tracking)
+    with contextlib.closing(RunWriter(uri, run_id, spool_dir(config, name))) as writer:
         track(writer, metrics)
     return evaluations
 

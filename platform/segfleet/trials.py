@@ -23,12 +23,13 @@ from ray.tune.search import Searcher
 
 from pspnet.errors import InputError
 from pspnet.store import Store
-from segfleet import cluster, groups, ledger, tracking, trainer
+from segfleet import cluster, groups, ledger, tracking, tracking_server, trainer
 from segfleet.checkpoint import best_checkpoint
 from segfleet.config import SearchConfig, TrainingConfig, flat, override, without_passwords
 from segfleet.faults import fault
 from segfleet.memory import fitted
 from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.run_writer import end_run
 from segfleet.study import FINALIST_OF, Proposal, Reason, Study
 from segfleet.trial import Trial
 from segfleet.worker import TABLE_TAG
@@ -156,7 +157,7 @@ class _Execution:
         point = ", ".join(
             f"{path.split('.')[-1]} {_short(value)}" for path, value in proposal.changes.items()
         )
-        run_id = tracking.patiently(lambda: self._open_run(config, number, name, point))
+        run_id = tracking_server.patiently(lambda: self._open_run(config, number, name, point))
         fault("trial.opened")
         self._study.note(number, {"run_id": run_id})
         fault("trial.noted")
@@ -360,8 +361,8 @@ def complete_runs(config: SearchConfig, study: Study, parent_run_id: str) -> Non
 
 def _end_run(training: TrainingConfig, name: str, run_id: str, reason: str, detail: str, miou: float) -> None:
     """Send what the spool of a trial still holds and write down in its run why it ended."""
-    tracking.end_run(
-        tracking.resolve_uri(training.tracking),
+    end_run(
+        tracking_server.resolve_uri(training.tracking),
         run_id,
         status="FAILED" if reason in ("failed", "lost") else "FINISHED",
         tags={
@@ -385,7 +386,7 @@ def log_dataset(training: TrainingConfig, store: Store, run_id: str) -> None:
     """Write down in a run which data it saw."""
     data = training.data
     tracking.log_dataset(
-        tracking.resolve_uri(training.tracking),
+        tracking_server.resolve_uri(training.tracking),
         run_id,
         name=store.manifest.name,
         digest=store.digest,

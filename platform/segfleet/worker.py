@@ -81,8 +81,8 @@ from segfleet.progress_log import ProgressLog
 from segfleet.secret import masked, unmasked
 
 if TYPE_CHECKING:
+    from segfleet.run_writer import RunWriter
     from segfleet.system_metrics import SystemMetrics
-    from segfleet.tracking import RunWriter
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -187,8 +187,8 @@ def train(task: Task, place: Place, *, report: Report) -> None:
         writer = system = None
         if place.rank == 0 and task.run_id:
             # MLflow takes seconds to import, and only this worker needs it
+            from segfleet.run_writer import RunWriter
             from segfleet.system_metrics import SystemMetrics
-            from segfleet.tracking import RunWriter
 
             writer = stack.enter_context(
                 contextlib.closing(

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from pspnet.store import Store
-from segfleet import lease, tracking
+from segfleet import lease, tracking_server
 from segfleet.cli import run_job
 from segfleet.config import SearchConfig, TrainingConfig, from_json, override, to_json
 from segfleet.final_score import split_for_trials
@@ -136,8 +136,8 @@ class Search:
         """Return what the study, its runs and its folders hold; O and M fail here where something is double."""
         records = self.records()
         assert [record.number for record in records] == list(range(NUM_TRIALS))
-        uri = tracking.resolve_uri(self.config.training.tracking)
-        client = tracking.client(uri)
+        uri = tracking_server.resolve_uri(self.config.training.tracking)
+        client = tracking_server.client(uri)
         experiment = client.get_experiment_by_name(self.config.training.tracking.experiment_name)
         runs = client.search_runs([experiment.experiment_id])
         assert {run.info.status for run in runs} == {"FINISHED"}

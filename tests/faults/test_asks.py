@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pspnet.store import Store
-from segfleet import lease, tracking, trials
+from segfleet import lease, tracking, tracking_server, trials
 from segfleet import study as study_module
 from segfleet.config import SearchConfig, TrainingConfig, from_json, override, to_json
 from segfleet.outcome import read_outcome
@@ -83,8 +83,8 @@ def test_a_trial_that_was_asked_for_is_neither_lost_nor_asked_for_again(
         (number, "running") for number in range(NUM_TRIALS)
     ]
     assert [trial.changes for trial in study.trials()] == [trial.changes for trial in other.trials()]
-    uri = tracking.resolve_uri(search.training.tracking)
-    client = tracking.client(uri)
+    uri = tracking_server.resolve_uri(search.training.tracking)
+    client = tracking_server.client(uri)
     parent = parent_run(search, study)
     experiment = client.get_experiment_by_name(search.training.tracking.experiment_name)
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segfleet import cluster, tracking
+from segfleet import cluster, tracking, tracking_server
 from segfleet.config import TrainingConfig, override
 from segfleet.faults import VARIABLE
 from segfleet.trainer import TrainingResult, build_trainer, fit
@@ -60,7 +60,7 @@ class Cluster:
         result = fit(build_trainer(config, name=name, run_id=run_id))
         assert not self.fault_file.exists()
         run_dir = self.folder / "runs" / name
-        return Run(run_dir, result, history(tracking.resolve_uri(config.tracking), run_id))
+        return Run(run_dir, result, history(tracking_server.resolve_uri(config.tracking), run_id))
 
     def undisturbed(self, config: TrainingConfig) -> Run:
         """Return the run that met no fault."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pspnet.errors import InputError
-from segfleet import promotion, registry, tracking
+from segfleet import promotion, registry, tracking_server
 from segfleet.config import TrackingConfig
 from segfleet.gate import Limits
 from segfleet.package import package_model
@@ -40,7 +40,7 @@ def packages(write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Tem
 
 
 def num_models(uri: str, name: str) -> int:
-    client = tracking.client(uri)
+    client = tracking_server.client(uri)
     return len(client.search_model_versions(f"name='{name}'"))
 
 
@@ -142,7 +142,7 @@ def test_of_two_promotions_at_once_exactly_one_wins(
 def test_an_altered_artifact_is_not_loaded(local: TrackingConfig, packages: list[Path], file: str) -> None:
     uri, name = local.tracking_uri, f"altered-{file.partition('.')[2]}"
     register(uri, name, packages[0])
-    client = tracking.client(uri)
+    client = tracking_server.client(uri)
     model = client.get_logged_model(client.get_model_version(name, "1").tags[registry.MODEL_ID_TAG])
     (stored,) = Path(model.artifact_location.removeprefix("file://")).rglob(file)
     content = stored.read_bytes()

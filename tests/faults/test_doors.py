@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pspnet.errors import InputError
-from segfleet import services, tracking
+from segfleet import services, tracking, tracking_server
 from segfleet.config import TrackingConfig
 from segfleet.ports import free_ports
 from segfleet.services import Service
@@ -153,12 +153,12 @@ def test_a_server_with_accounts_lets_in_who_has_one(demo: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(InputError, match=r"must know who asks .* 401 .*MLFLOW_TRACKING_PASSWORD"):
-        tracking.check_server(url)
+        tracking_server.check_server(url)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    tracking.check_server(url)
+    tracking_server.check_server(url)
     settings = TrackingConfig(tracking_uri=url)
     run_id = tracking.open_run(settings, run_name="r", key="k", parent_run_id=None, tags={}, params={"a": 1})
-    assert tracking.client(url).get_run(run_id).data.params == {"a": "1"}
+    assert tracking_server.client(url).get_run(run_id).data.params == {"a": "1"}
 
 
 def test_the_clusters_mlflow_is_closed(demo: Path) -> None:

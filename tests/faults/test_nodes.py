@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from segfleet import cluster, tracking, trainer
+from segfleet import cluster, tracking, tracking_server, trainer
 from segfleet.config import TrainingConfig, override
 from segfleet.faults import VARIABLE
 from segfleet.spot import drain
@@ -79,7 +79,7 @@ class Nodes:
         self.run_id = tracking.open_run(
             config.tracking, run_name=name, key=name, parent_run_id=None, tags={}, params={}
         )
-        self.uri = tracking.resolve_uri(config.tracking)
+        self.uri = tracking_server.resolve_uri(config.tracking)
         results: list[TrainingResult] = []
         run = build_trainer(config, name=name, run_id=self.run_id)
         if disturb is not None and lingers:

@@ -28,7 +28,7 @@ from segfleet.config import (
     to_json,
 )
 from segfleet.package import MODEL_FILE, load_package, package_model
-from segfleet.tracking import _Channel
+from segfleet.spool import Channel
 
 pytestmark = pytest.mark.fault("G7", "any bytes, JSON or table in place of a file")
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -365,7 +365,7 @@ def test_a_spool_gives_its_whole_entries_whatever_lies_between(
     hostile = json.dumps(changed(data.draw(st.sampled_from(ENTRIES)), data)).encode()
     path.write_bytes(b"\n".join([json.dumps(ENTRIES[0]).encode(), torn, hostile, b""]))
     (spool / "run.points.sent").unlink(missing_ok=True)
-    channel = _Channel(spool, "run", "points")
+    channel = Channel(spool, "run", "points")
     channel.append(ENTRIES[1])
     found = channel.entries()
     assert found[0] == ENTRIES[0]

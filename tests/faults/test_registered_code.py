@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pspnet.errors import InputError
-from segfleet import registry, tracking
+from segfleet import registry, tracking_server
 from segfleet.cli import run_job
 from segfleet.config import TrackingConfig
 from segfleet.package import package_model
@@ -42,7 +42,7 @@ def registered(
     name = f"model-{abs(hash(request.node.name))}"
     package = package_model(write_checkpoint(tmp_path / "epoch_0001"), tmp_path / "package")
     register(local.tracking_uri, name, package)
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     model = client.get_logged_model(client.get_model_version(name, "1").tags[registry.MODEL_ID_TAG])
     fetch(f"models:/{name}/1", tracking_uri=local.tracking_uri)
     return name, Path(model.artifact_location.removeprefix("file://"))
@@ -156,7 +156,7 @@ def test_the_jobs_refuse_it(
     job: str,
 ) -> None:
     name, folder = registered
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     client.delete_registered_model_alias(name, "champion")
     loader(folder, canary)
     model, output = ["--model", f"models:/{name}/1"], ["--output", str(tmp_path / "out")]
@@ -189,7 +189,7 @@ def test_the_jobs_refuse_it(
 def test_a_model_of_others_is_refused_by_its_missing_mark(
     local: TrackingConfig, canary: Path, tmp_path: Path
 ) -> None:
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     (tmp_path / "model").mkdir()
     client.create_registered_model("others")
     client.create_model_version("others", source=(tmp_path / "model").as_uri())

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet.errors import InputError
-from segfleet import services, tracking, trainer
+from segfleet import services, tracking_server, trainer
 from segfleet.cli import parse_training
 from segfleet.config import (
     SearchConfig,
@@ -74,16 +74,16 @@ def test_what_is_stored_asks_for_its_password(monkeypatch: pytest.MonkeyPatch) -
     assert stored.training.tracking.tracking_uri == "http://me:***@host:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError, match="must have its password"):
-        tracking.resolve_uri(stored.training.tracking)
+        tracking_server.resolve_uri(stored.training.tracking)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking.resolve_uri(stored.training.tracking) == uri
+    assert tracking_server.resolve_uri(stored.training.tracking) == uri
     assert unmasked("http://me:***@host:5000", "x") == uri
     assert secrets_of(os.environ) == {"MLFLOW_TRACKING_URI": uri}
     with pytest.raises(InputError) as refused:
         override(TrainingConfig(), {"data.store": "s3://id:hunter2@bucket/store"})
     assert "hunter2" not in str(refused.value)
     with pytest.raises(InputError) as refused:
-        tracking.resolve_uri(TrackingConfig(tracking_uri="ftp://me:hunter2@host"))
+        tracking_server.resolve_uri(TrackingConfig(tracking_uri="ftp://me:hunter2@host"))
     assert "hunter2" not in str(refused.value)
 
 
@@ -141,7 +141,7 @@ def test_a_training_leaves_no_password_anywhere(
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert "models:/secretive/1" in done.stdout
         (run_id,) = re.findall(r"MLflow run (\w{32})", done.stdout)[:1]
-        points = tracking.client(uri).get_run(run_id).data.metrics
+        points = tracking_server.client(uri).get_run(run_id).data.metrics
         assert "val/miou" in points, "the workers reached the server with the password"
         texts = {"terminal": (done.stdout + done.stderr).encode()}
         for folder in (server.folder, tmp_path, scratch):

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from segfleet import tracking
+from segfleet import tracking, tracking_server
 from segfleet.config import TrackingConfig, TrainingConfig
 from segfleet.package import package_model
 from segfleet.registry import MODEL_ID_TAG, aliases_of, fetch, register
+from segfleet.run_writer import RunWriter, end_run
+from segfleet.spool import unsent_runs
 from tests.faults.oracles import history
 from tests.faults.proxy import lossy_proxy
 from tests.faults.studies import Search, Trials, search_config
@@ -78,7 +80,7 @@ def test_a_killed_server_costs_no_point(
     assert process.exitcode == 0, search.log()
     search.end_leftovers(may_be_left=False)
     assert search.outcome() == expected
-    assert tracking.unsent_runs(search.folder) == {}
+    assert unsent_runs(search.folder) == {}
 
 
 @pytest.mark.fault("D2", "MLflow's database locked in the midst of a search")
@@ -101,7 +103,7 @@ def test_a_locked_database_costs_no_point(
     assert process.exitcode == 0, search.log()
     search.end_leftovers(may_be_left=False)
     assert search.outcome() == expected
-    assert tracking.unsent_runs(search.folder) == {}
+    assert unsent_runs(search.folder) == {}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_a_lost_answer_makes_nothing_twice(
     with lossy_proxy(server.port, num_lost=num_lost) as proxy:
         lossy = replace(config, tracking_uri=proxy.uri)
         run_ids = {
-            tracking.patiently(
+            tracking_server.patiently(
                 lambda: tracking.open_run(
                     lossy,
                     run_name="run",
@@ -138,30 +140,32 @@ def test_a_lost_answer_makes_nothing_twice(
             for _ in range(2)
         }
         (run_id,) = run_ids
-        tracking.patiently(
+        tracking_server.patiently(
             lambda: tracking.log_dataset(
                 proxy.uri, run_id, name="patches", digest="5" * 64, source="here", splits={"train": 1}
             )
         )
-        writer = tracking.RunWriter(proxy.uri, run_id, tmp_path / "spool")
+        writer = RunWriter(proxy.uri, run_id, tmp_path / "spool")
         for step in range(3):
             writer.log_metrics({"loss": 1 / (step + 1), "val/miou": step / 4}, step=step)
             assert writer.flush(60)
         writer.log_text("text", "folder/text.txt")
         writer.close(60)
-        while not tracking.end_run(
+        while not end_run(
             proxy.uri, run_id, status="FINISHED", tags={"c": "d"}, spool_dir=tmp_path / "spool"
         ):
-            assert tracking.unsent_runs(tmp_path)
+            assert unsent_runs(tmp_path)
         versions = [
-            tracking.patiently(functools.partial(register, proxy.uri, name, package, run_id=run_of_model))
+            tracking_server.patiently(
+                functools.partial(register, proxy.uri, name, package, run_id=run_of_model)
+            )
             for package, run_of_model in zip(packages, (run_id, ""), strict=True)
         ]
         assert max(proxy.lost.values()) == num_lost
         print(sorted(proxy.lost.items()))
         assert sum("runs/" in kind for kind in proxy.lost) >= 5
         assert any("model-versions/create" in kind for kind in proxy.lost)
-    client = tracking.client(server.uri)
+    client = tracking_server.client(server.uri)
     experiment = client.get_experiment_by_name(name)
     (found,) = client.search_runs([experiment.experiment_id])
     assert (found.info.run_id, found.info.status) == (run_id, "FINISHED")

@@ -42,7 +42,7 @@ from segfleet.sources.coco import CocoSource, coco_class_table, read_coco
 from segfleet.sources.files import read_ids, read_image
 from segfleet.sources.labelme import read_labelme
 from segfleet.sources.zips import member_names, read_bytes
-from segfleet.tracking import _Channel
+from segfleet.spool import Channel
 from tests.conftest import three_classes, write_checkpoint
 from tests.faults.test_readers import ENTRIES, MANIFEST
 
@@ -89,7 +89,7 @@ def spool(content: bytes) -> None:
     """A spool."""
     (FOLDER / "run.points.sent").unlink(missing_ok=True)
     _file("run.points.jsonl", content)
-    channel = _Channel(FOLDER, "run", "points")
+    channel = Channel(FOLDER, "run", "points")
     for entry, position in channel.unsent():
         assert 0 < position <= len(content)
         assert (FOLDER / entry.get("file", "files/x/x")).resolve().is_relative_to(FOLDER.resolve() / "files")

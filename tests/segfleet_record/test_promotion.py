@@ -13,7 +13,7 @@ import pytest
 
 from pspnet.errors import InputError
 from pspnet.store import Store
-from segfleet import promotion, registry, tracking
+from segfleet import promotion, registry, tracking_server
 from segfleet.clean_load import check_clean_load
 from segfleet.config import TrackingConfig
 from segfleet.evaluation import evaluate_model
@@ -61,7 +61,7 @@ def test_a_better_challenger_becomes_champion_and_the_history_says_why(
     assert (refused.promote, refused.is_executed) == (False, False)
     assert "the gain in mIoU is +0." in refused.reasons[0]
     assert aliases_of(uri, registered)["champion"] == 1
-    assert tracking.client(uri).get_model_version(registered, "2").tags["promotion"] == "refused"
+    assert tracking_server.client(uri).get_model_version(registered, "2").tags["promotion"] == "refused"
 
     sacrificed = promote(uri, registered, store=store, **HOW, limits=Limits(), dry_run=False)
     assert not sacrificed.promote  # it sees no car, which the champion does
@@ -80,10 +80,13 @@ def test_a_better_challenger_becomes_champion_and_the_history_says_why(
     assert done.champion is not None
     assert done.champion.class_iou["road"] == 0.0
     assert done.challenger.miou == pytest.approx(done.challenger.pixel_accuracy / 2)
-    tags = tracking.client(uri).get_model_version(registered, "2").tags
+    tags = tracking_server.client(uri).get_model_version(registered, "2").tags
     assert tags["promotion"] == "promoted"
     assert done.reasons[0] in tags["promotion_reason"]
-    assert "version 2" in tracking.client(uri).get_model_version(registered, "1").tags["promotion_of_other"]
+    assert (
+        "version 2"
+        in tracking_server.client(uri).get_model_version(registered, "1").tags["promotion_of_other"]
+    )
     assert "road" in comparison_table(done)
 
     entries = history(uri, registered)
@@ -179,7 +182,7 @@ def test_what_a_killed_process_held_is_taken_over(local: TrackingConfig, registe
         [sys.executable, "-c", code, local.tracking_uri, registered], env=environment, check=False
     )
     assert killed.returncode == -9
-    held = tracking.client(local.tracking_uri).get_registered_model(f"{registered}.promoting")
+    held = tracking_server.client(local.tracking_uri).get_registered_model(f"{registered}.promoting")
     assert held.name == f"{registered}.promoting"
     with alone(local.tracking_uri, registered):
         pass
@@ -190,7 +193,7 @@ def test_an_alias_that_somebody_moved_meanwhile_stops_the_promotion(
 ) -> None:
 
     def evaluate_slowly(*arguments: object) -> object:
-        tracking.client(local.tracking_uri).set_registered_model_alias(registered, "champion", "2")
+        tracking_server.client(local.tracking_uri).set_registered_model_alias(registered, "champion", "2")
         return evaluate_model(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(promotion, "evaluate_model", evaluate_slowly)
@@ -199,6 +202,6 @@ def test_an_alias_that_somebody_moved_meanwhile_stops_the_promotion(
 
 
 def test_a_model_without_challenger_is_refused(local: TrackingConfig, store: Store, registered: str) -> None:
-    tracking.client(local.tracking_uri).delete_registered_model_alias(registered, registry.CHALLENGER)
+    tracking_server.client(local.tracking_uri).delete_registered_model_alias(registered, registry.CHALLENGER)
     with pytest.raises(InputError, match="no version or alias 'challenger'"):
         promote(local.tracking_uri, registered, store=store, **HOW, limits=Limits(), dry_run=False)

@@ -17,7 +17,7 @@ from pspnet.errors import InputError
 from pspnet.inference import predict
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
-from segfleet import registry, tracking
+from segfleet import registry, tracking, tracking_server
 from segfleet.checkpoint import load_checkpoint
 from segfleet.config import TrackingConfig
 from segfleet.package import DamagedPackageError, digest, load_package, package_model
@@ -131,14 +131,14 @@ def test_the_first_version_is_challenger_and_champion_and_the_next_challenger_on
     # the old package again: found, not doubled, and it does not become the challenger again
     assert register(local.tracking_uri, "first", package) == 1
     assert registry.aliases_of(local.tracking_uri, "first") == {"challenger": 2, "champion": 1}
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     assert len(client.search_model_versions("name='first'")) == 2
 
 
 def test_of_twin_versions_the_oldest_stays(local: TrackingConfig, package: Path) -> None:
     """urllib sends a create_model_version again when its answer is lost."""
     register(local.tracking_uri, "twins", package)
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     first = client.get_model_version("twins", "1")
     location = client.get_model_version_download_uri("twins", "1")
     client.create_model_version("twins", location, tags=first.tags)
@@ -152,7 +152,7 @@ def test_a_version_belongs_to_its_run_and_carries_its_scores(
     run_id = tracking.open_run(local, run_name="r", key="r", parent_run_id=None, tags={}, params={})
     package = package_model(checkpoint, tmp_path / "package", run_id=run_id)
     register(local.tracking_uri, "of-run", package, run_id=run_id)
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     version = client.get_model_version("of-run", "1")
     assert version.run_id == run_id
     assert version.tags["miou"] == "0.5000"
@@ -190,7 +190,7 @@ def test_a_version_whose_artifacts_were_exchanged_is_refused(
     local: TrackingConfig, package: Path, tmp_path: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
     register(local.tracking_uri, "exchanged", package)
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     model = client.get_logged_model(client.get_model_version("exchanged", "1").tags[registry.MODEL_ID_TAG])
     other = package_model(write_checkpoint(tmp_path / "epoch_0001", seed=1), tmp_path / "package")
     client.log_model_artifacts(model.model_id, str(other), "data/package")
@@ -234,7 +234,7 @@ def test_a_registration_that_fails_leaves_nothing_behind(
         raise MlflowException("the disk is full")
 
     monkeypatch.setattr(MlflowClient, "create_model_version", refuse)
-    client = tracking.client(local.tracking_uri)
+    client = tracking_server.client(local.tracking_uri)
     experiment = tracking.find_experiment(client, local.tracking_uri, "segfleet")
     before = len(client.search_logged_models([experiment]))
     with pytest.raises(InputError, match="the disk is full"):

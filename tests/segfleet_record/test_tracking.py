@@ -10,9 +10,11 @@ import pytest
 from mlflow import MlflowClient
 
 from pspnet.errors import InputError
-from segfleet import tracking
+from segfleet import provenance, tracking, tracking_server
 from segfleet.config import TrackingConfig
-from segfleet.tracking import RunWriter
+from segfleet.run_writer import RunWriter, end_run, metric_name, ship_spool
+from segfleet.secret import masked
+from segfleet.spool import unsent_runs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
@@ -43,17 +45,17 @@ def values(config: TrackingConfig, run_id: str) -> dict[str, list[tuple[int, flo
 
 def test_a_key_has_one_run_for_ever(config: TrackingConfig) -> None:
     first = open_run(config, key="one key", base_lr=0.1)
-    tracking.end_run(config.tracking_uri, first, status="FINISHED", tags={})
+    end_run(config.tracking_uri, first, status="FINISHED", tags={})
     again = open_run(config, key="one key", base_lr=0.1)
     assert again == first
-    assert tracking.client(config.tracking_uri).get_run(first).info.status == "RUNNING"
+    assert tracking_server.client(config.tracking_uri).get_run(first).info.status == "RUNNING"
     assert open_run(config, key="another key") != first
 
 
 def test_of_twins_the_oldest_stays(config: TrackingConfig) -> None:
     """urllib sends a create_run again when its answer is lost."""
     first = open_run(config, key="twins")
-    client = tracking.client(config.tracking_uri)
+    client = tracking_server.client(config.tracking_uri)
     experiment_id = client.get_run(first).info.experiment_id
     twin = client.create_run(experiment_id, tags={tracking.KEY_TAG: "twins"}).info.run_id
     assert open_run(config, key="twins") == first
@@ -63,7 +65,7 @@ def test_of_twins_the_oldest_stays(config: TrackingConfig) -> None:
 def test_a_changed_parameter_becomes_a_tag_and_a_new_one_is_added(config: TrackingConfig) -> None:
     run_id = open_run(config, key="params", num_trials=6)
     assert open_run(config, key="params", num_trials=8, study="x") == run_id
-    data = tracking.client(config.tracking_uri).get_run(run_id).data
+    data = tracking_server.client(config.tracking_uri).get_run(run_id).data
     assert data.params == {"num_trials": "6", "study": "x"}
     assert data.tags["segfleet.changed.num_trials"] == "8"
 
@@ -72,9 +74,9 @@ def test_an_ended_run_is_named_by_its_outcome_until_it_goes_on_and_the_users_nam
     config: TrackingConfig,
 ) -> None:
     named = open_run(config, key="named")
-    client = tracking.client(config.tracking_uri)
+    client = tracking_server.client(config.tracking_uri)
     tags = tracking.outcome_name("a name", "0.5000 complete")
-    assert tracking.end_run(config.tracking_uri, named, status="FINISHED", tags=tags)
+    assert end_run(config.tracking_uri, named, status="FINISHED", tags=tags)
     assert client.get_run(named).info.run_name == "a name: 0.5000 complete"
     open_run(config, key="named")
     assert client.get_run(named).info.run_name == "a name"
@@ -88,13 +90,13 @@ def test_a_run_says_which_code_and_versions_it_is_of(
 ) -> None:
     monkeypatch.setenv("SEGFLEET_COMMIT", "0123abcd-dirty")
     run_id = open_run(config, key="origin")
-    client = tracking.client(config.tracking_uri)
+    client = tracking_server.client(config.tracking_uri)
     tags = client.get_run(run_id).data.tags
     assert (tags["segfleet.commit"], tags["segfleet.dirty"]) == ("0123abcd", "true")
     assert tags["version.torch"].startswith("2.")
     assert "environment.txt" in [item.path for item in client.list_artifacts(run_id)]
-    assert "commit==0123abcd-dirty\n" in tracking.environment_text()
-    monkeypatch.setattr(tracking, "commit", lambda: ("", False))  # continued from where nobody knows it
+    assert "commit==0123abcd-dirty\n" in provenance.environment_text()
+    monkeypatch.setattr(provenance, "commit", lambda: ("", False))  # continued from where nobody knows it
     assert open_run(config, key="origin") == run_id
     tags = client.get_run(run_id).data.tags
     assert (tags["segfleet.commit"], tags["segfleet.dirty"]) == ("0123abcd", "true")
@@ -105,7 +107,7 @@ def test_the_data_set_of_a_run_is_its_store_digest(config: TrackingConfig, run_i
     tracking.log_dataset(
         config.tracking_uri, run_id, name="demo", digest=digest, source="stores/demo", splits={"train": 3}
     )
-    inputs = tracking.client(config.tracking_uri).get_run(run_id).inputs
+    inputs = tracking_server.client(config.tracking_uri).get_run(run_id).inputs
     assert inputs is not None
     [used] = inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("demo", digest[:36])
@@ -127,7 +129,7 @@ def test_points_texts_and_files_arrive(config: TrackingConfig, run_id: str, tmp_
         "loss": [(1, 1.5), (2, 1.25)],
         "class_iou/traffic light": [(1, 0.25)],
     }
-    client = tracking.client(config.tracking_uri)
+    client = tracking_server.client(config.tracking_uri)
     sent = Path(client.download_artifacts(run_id, "pictures/panel.png", str(tmp_path)))
     assert sent.read_bytes() == b"first"
     assert Path(client.download_artifacts(run_id, "notes/one.txt", str(tmp_path))).read_text() == "a note"
@@ -157,7 +159,7 @@ def test_a_file_that_another_sender_has_just_sent_is_no_failure(
     writer.close()
     assert "tracking: waiting" not in capsys.readouterr().out
     assert [
-        item.path for item in tracking.client(config.tracking_uri).list_artifacts(run_id, "pictures")
+        item.path for item in tracking_server.client(config.tracking_uri).list_artifacts(run_id, "pictures")
     ] == ["pictures/panel.png"]
 
 
@@ -195,10 +197,10 @@ def test_what_was_sent_but_not_noted_is_not_doubled(
     assert writer.flush(30)
     writer.close()
     (tmp_path / f"{run_id}.points.sent").unlink()
-    assert tracking.unsent_runs(tmp_path) == {run_id: tmp_path}
-    assert tracking.ship_spool(config.tracking_uri, run_id, tmp_path)
+    assert unsent_runs(tmp_path) == {run_id: tmp_path}
+    assert ship_spool(config.tracking_uri, run_id, tmp_path)
     assert values(config, run_id) == {"loss": [(1, 1.0)]}
-    assert tracking.unsent_runs(tmp_path) == {}
+    assert unsent_runs(tmp_path) == {}
 
 
 def test_the_torn_line_of_a_dead_writer_costs_no_other_line(
@@ -237,11 +239,11 @@ def test_an_absent_server_costs_no_time_and_no_point(
     assert time.monotonic() - started < 2
     writer.close(timeout_s=0.5)
     assert "jobs/sync_tracking.py" in capsys.readouterr().out
-    assert not tracking.end_run(dead_uri(), run_id, status="FAILED", tags={"why": "x"}, spool_dir=tmp_path)
-    assert tracking.unsent_runs(tmp_path) == {run_id: tmp_path}
-    assert tracking.ship_spool(config.tracking_uri, run_id, tmp_path)
+    assert not end_run(dead_uri(), run_id, status="FAILED", tags={"why": "x"}, spool_dir=tmp_path)
+    assert unsent_runs(tmp_path) == {run_id: tmp_path}
+    assert ship_spool(config.tracking_uri, run_id, tmp_path)
     assert values(config, run_id) == {"loss": [(step, 1 / (step + 1)) for step in range(20)]}
-    run = tracking.client(config.tracking_uri).get_run(run_id)
+    run = tracking_server.client(config.tracking_uri).get_run(run_id)
     assert (run.info.status, run.data.tags["why"]) == ("FAILED", "x")
 
 
@@ -263,7 +265,7 @@ def test_a_spool_that_cannot_be_written_is_said_and_training_goes_on(
 def test_a_server_that_does_not_answer_is_one_plain_error_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match=r"must answer.*Connection refused.*Start it"):
-        tracking.check_server(dead_uri())
+        tracking_server.check_server(dead_uri())
     assert time.monotonic() - started < 5
 
 
@@ -273,34 +275,34 @@ def test_a_server_that_hangs_is_a_plain_error_within_ten_seconds() -> None:
         silent.listen(1)
         started = time.monotonic()
         with pytest.raises(InputError, match="must answer"):
-            tracking.check_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+            tracking_server.check_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("uri", ["file:///tmp/x", "mlruns", "sqlite://", "ftp://host/x"])
 def test_an_address_that_is_no_server_and_no_database_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match="tracking_uri must"):
-        tracking.resolve_uri(TrackingConfig(tracking_uri=uri))
+        tracking_server.resolve_uri(TrackingConfig(tracking_uri=uri))
 
 
 def test_the_address_is_the_setting_then_the_environment_then_the_storage_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.resolve_uri(TrackingConfig(tracking_uri="http://h:1")) == "http://h:1"
-    assert tracking.resolve_uri(TrackingConfig()) == "http://127.0.0.1:5000"
+    assert tracking_server.resolve_uri(TrackingConfig(tracking_uri="http://h:1")) == "http://h:1"
+    assert tracking_server.resolve_uri(TrackingConfig()) == "http://127.0.0.1:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    uri = tracking.resolve_uri(TrackingConfig(storage_dir=str(tmp_path)))
+    uri = tracking_server.resolve_uri(TrackingConfig(storage_dir=str(tmp_path)))
     assert uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def test_a_password_is_not_shown() -> None:
-    assert tracking.shown("https://ann:secret@host/x") == "https://ann:***@host/x"
+    assert masked("https://ann:secret@host/x") == "https://ann:***@host/x"
 
 
 def test_names_that_mlflow_refuses_are_made_fit() -> None:
-    assert tracking.metric_name("class_iou/car (parked)") == "class_iou/car _parked_"
-    assert tracking.metric_name("class_iou/traffic light") == "class_iou/traffic light"
+    assert metric_name("class_iou/car (parked)") == "class_iou/car _parked_"
+    assert metric_name("class_iou/traffic light") == "class_iou/traffic light"
 
 
 def dead_uri() -> str:
@@ -312,20 +314,20 @@ def dead_uri() -> str:
 def test_a_server_that_is_away_is_asked_again_and_what_is_refused_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_S", (0.01, 0.02))
-    errors: list[Exception] = [tracking.AwayError("away")] * 3
+    monkeypatch.setattr(tracking_server, "RETRY_S", (0.01, 0.02))
+    errors: list[Exception] = [tracking_server.AwayError("away")] * 3
 
     def call() -> str:
         if errors:
             raise errors.pop()
         return "done"
 
-    assert tracking.patiently(call) == "done"
+    assert tracking_server.patiently(call) == "done"
     assert capsys.readouterr().out.count("away") == 1
     errors.append(InputError("refused"))
     with pytest.raises(InputError, match="refused"):
-        tracking.patiently(call)
-    errors += [tracking.AwayError("away")] * 99
-    with pytest.raises(tracking.AwayError):
-        tracking.patiently(call, limit_s=0.1)
+        tracking_server.patiently(call)
+    errors += [tracking_server.AwayError("away")] * 99
+    with pytest.raises(tracking_server.AwayError):
+        tracking_server.patiently(call, limit_s=0.1)
     assert 0 < len(errors) < 99

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from pspnet.errors import InputError
-from segfleet import tracking
+from segfleet import tracking, tracking_server
 from segfleet.config import TrackingConfig
 from segfleet.package import load_package, package_model
 from segfleet.registry import aliases_of, register
-from segfleet.tracking import RunWriter
+from segfleet.run_writer import RunWriter, end_run
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_a_server_that_freezes_delays_no_training_and_costs_no_point(server: Any
         assert slowest < 1.0
         started = time.monotonic()
         with pytest.raises(InputError, match="MLflow server"):
-            tracking.check_server(server.uri)
+            tracking_server.check_server(server.uri)
         assert time.monotonic() - started < 10
         assert not writer.flush(0.5)
     finally:
@@ -93,7 +93,7 @@ def test_a_server_that_dies_gets_everything_when_it_is_back(server: Any, tmp_pat
         writer.log_metrics({"loss": 2.0}, step=2)
         writer.log_text("kept", "notes/kept.txt")
         writer.close(timeout_s=0.5)
-        assert not tracking.end_run(
+        assert not end_run(
             server.uri, run_id, status="FINISHED", tags={"reason": "complete"}, spool_dir=spool
         )
     finally:
@@ -108,7 +108,7 @@ def test_a_server_that_dies_gets_everything_when_it_is_back(server: Any, tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 of 1 unsent runs sent" in done.stdout
     assert losses(server, run_id) == [(1, 3.0), (2, 2.0)]
-    client = tracking.client(server.uri)
+    client = tracking_server.client(server.uri)
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["reason"]) == ("FINISHED", "complete")
     assert [item.path for item in client.list_artifacts(run_id, "notes")] == ["notes/kept.txt"]
@@ -118,7 +118,7 @@ def test_a_writer_that_is_killed_leaves_what_it_had_to_the_next(server: Any, tmp
     """SIGKILL in the middle: what log_metrics returned from is in the spool."""
     run_id = open_run(server, tmp_path, "killed")
     script = (
-        "import os, sys; from segfleet.tracking import RunWriter; "
+        "import os, sys; from segfleet.run_writer import RunWriter; "
         "writer = RunWriter(sys.argv[1], sys.argv[2], sys.argv[3]); "
         "[writer.log_metrics({'loss': float(step)}, step=step) for step in range(10)]; os.kill(os.getpid(), 9)"
     )
@@ -169,7 +169,7 @@ def test_the_registry_shows_run_model_and_version_together(
     register(
         server.uri, "linked", package_model(checkpoint, tmp_path / "package", run_id=run_id), run_id=run_id
     )
-    client = tracking.client(server.uri)
+    client = tracking_server.client(server.uri)
     version = client.get_model_version("linked", "1")
     model = client.get_logged_model(version.tags["segfleet.model_id"])
     assert version.run_id == model.source_run_id == run_id

@@ -7,6 +7,7 @@ import pytest
 from segfleet import tracking, trainer
 from segfleet.config import TrackingConfig
 from segfleet.outcome import Outcome, read_outcome, record_outcome
+from segfleet.run_writer import RunWriter
 
 
 def test_a_cut_outcome_is_none_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +43,7 @@ def test_a_cut_spool_costs_no_later_point(
     uri, spool = config.tracking_uri, tmp_path / "spool"
 
     def log(step: int) -> None:
-        writer = tracking.RunWriter(uri, run_id, spool)
+        writer = RunWriter(uri, run_id, spool)
         writer.log_metrics({"loss": 1.0 + step}, step=step)
         assert writer.flush(60)
         writer.close()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segfleet import tracking
+from segfleet import tracking, tracking_server
 from segfleet.config import SearchConfig, override
 from segfleet.presets import search_preset
 from segfleet.study import Study
@@ -37,7 +37,7 @@ def test_runs_of_trials_that_the_study_ended_are_ended_and_no_others(config: Sea
 
     complete_runs(config, study, parent)
     assert states(config, parent, stranger, *runs) == ["RUNNING", "RUNNING", "FINISHED", "FAILED", "RUNNING"]
-    tags = tracking.client(config.training.tracking.tracking_uri).get_run(runs[0]).data.tags
+    tags = tracking_server.client(config.training.tracking.tracking_uri).get_run(runs[0]).data.tags
     assert (tags["segfleet.reason"], tags["segfleet.detail"]) == ("pruned", "why pruned")
     assert tracking.unended_runs(config.training.tracking, parent) == {runs[2]}
 
@@ -49,5 +49,5 @@ def open_run(config: SearchConfig, name: str, parent: str | None) -> str:
 
 
 def states(config: SearchConfig, *run_ids: str) -> list[str]:
-    client = tracking.client(config.training.tracking.tracking_uri)
+    client = tracking_server.client(config.training.tracking.tracking_uri)
     return [client.get_run(run_id).info.status for run_id in run_ids]

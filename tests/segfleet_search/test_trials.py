@@ -7,7 +7,7 @@ from ray import tune
 from ray.train._internal.storage import _get_ray_train_session_dir
 
 from pspnet.store import Store
-from segfleet import cluster, tracking, trials
+from segfleet import cluster, tracking, tracking_server, trials
 from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
 from segfleet.study import Study
 from tests.segfleet_runtime.conftest import config, store_path
@@ -57,7 +57,7 @@ def test_what_cannot_fit_into_memory_is_refused_and_what_can_is_begun(
     assert settings is not None
     assert study.trials()[number].reason == "running"
     assert len(started) == 1
-    client = tracking.client(training.tracking.tracking_uri)
+    client = tracking_server.client(training.tracking.tracking_uri)
     run = client.get_run(study.trials()[number].attributes["run_id"])
     assert run.data.tags["mlflow.note.content"].startswith(f"Trial {number} of study pspnet: base_lr 0.001, ")
     assert run.data.tags["mlflow.parentRunId"] == parent
