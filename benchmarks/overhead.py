@@ -32,7 +32,8 @@ from pspnet.engine import train_one_epoch
 from pspnet.labels import NYUV2_13
 from pspnet.store import publish_store, write_shard
 from segfleet import cluster, trainer, worker
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 from segfleet.presets import training_preset
 
 NUM_WORKERS, BATCH_SIZE, NUM_WARM_STEPS = 2, 4, 10

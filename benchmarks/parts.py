@@ -16,7 +16,8 @@ from typing import Any
 
 from reporting import versions, write_between
 
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 from segfleet.presets import camvid_mobilenetv2
 from segfleet.trainer import run_folder, run_name, run_training
 

@@ -23,7 +23,9 @@ import torch
 from reporting import versions
 
 from pspnet.training_stats import DivergedError
-from segfleet.config import TrainingConfig, differences, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import to_json
+from segfleet.override import differences, override
 from segfleet.presets import camvid_mobilenetv2
 from segfleet.pruning import epoch_weight, schedule_of
 from segfleet.worker import Place, Task, train

@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 from reporting import versions, write_between
 
-from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 from segfleet.pruning import epoch_weight
+from segfleet.search_config import SearchConfig, SpaceConfig
 from segfleet.study import Study
 
 NUM_RANDOM_TRIALS = 64

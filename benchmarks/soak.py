@@ -29,10 +29,12 @@ from reporting import versions, write_between
 from tracking_outage import MlflowServer
 
 from segfleet.cluster import connect
-from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
+from segfleet.config import TrainingConfig
 from segfleet.ingest import ingest
+from segfleet.override import override
 from segfleet.presets import training_preset
 from segfleet.search import run_search
+from segfleet.search_config import SearchConfig, SpaceConfig
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 

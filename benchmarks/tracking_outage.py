@@ -27,8 +27,10 @@ from typing import Any
 
 from reporting import cell, pin_to_one_core, versions, write_between
 
-from segfleet.config import TrainingConfig, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import to_json
 from segfleet.ingest import ingest
+from segfleet.override import override
 from segfleet.ports import free_ports
 from segfleet.presets import training_preset
 from segfleet.run_writer import ship_spool

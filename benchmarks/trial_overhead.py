@@ -29,10 +29,13 @@ from reporting import cell, versions, write_between
 
 from segfleet.checkpoint import newest_good
 from segfleet.cluster import connect
-from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import to_json
 from segfleet.ingest import ingest
+from segfleet.override import override
 from segfleet.presets import tiny
 from segfleet.search import run_search
+from segfleet.search_config import SearchConfig, SpaceConfig
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 from segfleet.worker import Task, train_worker

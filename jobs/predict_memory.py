@@ -9,8 +9,8 @@ import torch
 from pspnet.memory import GIB, measure_fit
 from pspnet.store import Store
 from segfleet.cli import parse_training, run_job
-from segfleet.config import override
 from segfleet.memory import fitted, memory_table, network_of
+from segfleet.override import override
 from segfleet.presets import training_preset
 
 NUM_CLASSES = 19

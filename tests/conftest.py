@@ -47,7 +47,7 @@ def write_checkpoint(
     from pspnet.model import PSPNet
     from pspnet.optim import build_optimizer
     from segfleet.checkpoint import save_checkpoint
-    from segfleet.config import to_json
+    from segfleet.config_json import to_json
     from segfleet.presets import tiny
 
     classes = classes or three_classes()

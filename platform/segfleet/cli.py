@@ -7,16 +7,11 @@ from typing import TypeVar
 import tyro
 
 from pspnet.errors import InputError
-from segfleet.config import (
-    SearchConfig,
-    TrainingConfig,
-    differences,
-    load_config,
-    override,
-    to_json,
-    without_passwords,
-)
+from segfleet.config import TrainingConfig
+from segfleet.config_json import load_config, to_json, without_passwords
 from segfleet.lease import EXIT_CODE, HeldError
+from segfleet.override import differences, override
+from segfleet.search_config import SearchConfig
 
 Settings = TypeVar("Settings")
 

@@ -10,14 +10,16 @@ from pspnet.manifest import SELECTION
 from pspnet.pictures import panel
 from pspnet.store import Store
 from segfleet import ledger, registry, tracking, tracking_server, trainer
-from segfleet.config import SearchConfig, TrainingConfig, override
+from segfleet.config import TrainingConfig
 from segfleet.final_score import final_protocol, final_scores
 from segfleet.finals import CONFIDENCE, Finalist, finals_table, standing
 from segfleet.importance import draw_parallel, importances, interactive_plots
+from segfleet.override import override
 from segfleet.package import load_package, package_model
 from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
 from segfleet.run_writer import RunWriter, end_run, ship_spool
 from segfleet.scores import Scores
+from segfleet.search_config import SearchConfig
 from segfleet.search_page import SearchFacts, write_page
 from segfleet.search_report import (
     draw_finals,

@@ -1,25 +1,14 @@
-"""Every setting of a training and of a search: frozen dataclasses that refuse nonsense.
+"""Every setting of a training: frozen dataclasses that refuse nonsense.
 
-`override(config, {"optim.base_lr": 0.02})` is the one way to vary a configuration, for flags and trials alike;
-`to_json` and `from_json` store a resolved configuration with each run and load it again.
+override.py varies a configuration, config_json.py stores it; search_config.py has the settings of a search.
 """
 
-import dataclasses
-import difflib
-import hashlib
-import json
 import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import Literal
 
 from pspnet.errors import InputError
-from pspnet.json_values import parse_json, shown
+from pspnet.json_values import shown
 from pspnet.sizes import notation, sides
 from segfleet.secret import masked
 
@@ -29,7 +18,8 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobi
 """Those of pspnet.backbones, which is not imported here: it takes as long as torch."""
 
 
-def _require(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
+    """Raise InputError with `message` unless `ok`."""
     if not ok:
         raise InputError(message)
 
@@ -43,7 +33,7 @@ def nearest_crop_sizes(size: int) -> tuple[int, int]:
 def _require_sides(crop_size: int | str, remainders: tuple[int, ...]) -> None:
     for side in sides(crop_size):
         below, above = nearest_crop_sizes(side)
-        _require(
+        require(
             side % 8 in remainders and side >= 33,
             f"data.crop_size must be 8k + 1 and at least 33 (output stride 8), but got {crop_size}. "
             f"The nearest{f' to {side}' if crop_size != side else ''} are {below} and {above}.",
@@ -98,32 +88,30 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop_size", notation(self.crop_size))
-        _require(
+        require(
             masked(self.store) == self.store,
             f"data.store must be without a password, because it is recorded, but got {masked(self.store)}. Give the "
             "credentials as the cloud's own tools take them: in the environment or in a file.",
         )
         _require_sides(self.crop_size, (0, 1))
-        _require(
+        require(
             0 < self.min_scale <= self.max_scale <= 10,
             f"data.min_scale and data.max_scale must satisfy 0 < min <= max <= 10, but got {self.min_scale} and "
             f"{self.max_scale}. The usual range is 0.5 to 2.",
         )
         for name in ("flip_probability", "blur_probability", "class_uniform_share"):
             value = getattr(self, name)
-            _require(
-                0 <= value <= 1, f"data.{name} must be between 0 and 1, but got {value}. 0 turns it off."
-            )
-        _require(
+            require(0 <= value <= 1, f"data.{name} must be between 0 and 1, but got {value}. 0 turns it off.")
+        require(
             0 <= self.rotate_degrees <= 45,
             f"data.rotate_degrees must be between 0 and 45, but got {self.rotate_degrees}. semseg uses 10.",
         )
-        _require(
+        require(
             0 < self.max_class_share <= 1,
             f"data.max_class_share must be above 0 and at most 1, but got {self.max_class_share}. "
             "mmsegmentation uses 0.75; 1 turns it off.",
         )
-        _require(
+        require(
             self.num_prefetch_threads >= 1,
             f"data.num_prefetch_threads must be at least 1, but got {self.num_prefetch_threads}. One is usual.",
         )
@@ -185,36 +173,36 @@ class ModelConfig:
     """Where BatchNorm keeps its initial weights and normalises with its initial statistics."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.backbone in BACKBONES or self.backbone.startswith("timm:"),
             f"model.backbone must be one of {', '.join(BACKBONES)}, timm:NAME, but got {self.backbone!r}.",
         )
-        _require(
+        require(
             self.backbone.startswith("resnet") or not (self.deep_stem or self.contract_dilation),
             f"model.deep_stem and model.contract_dilation are of ResNets, but got {self.backbone}. Leave them out.",
         )
-        _require(
+        require(
             not (self.weights and self.backbone_weights),
             f"model.weights are the backbone's, too, but got model.backbone_weights {self.backbone_weights} beside "
             f"{self.weights}. Leave one empty: --model.backbone-weights ''.",
         )
-        _require(
+        require(
             self.norm != "group" or self.backbone_weights != "imagenet",
             "model.backbone_weights imagenet were trained with BatchNorm, but got model.norm group. Leave them "
             "empty, or give a file of weights that were trained with GroupNorm.",
         )
-        _require(
+        require(
             all(1 <= size <= 1024 for size in self.bin_sizes),
             f"model.bin_sizes must be 1 to 1024, but got {shown(self.bin_sizes)}. The paper's are 1 2 3 6.",
         )
-        _require(
+        require(
             self.head_channels >= 1,
             f"model.head_channels must be at least 1, but got {self.head_channels}. The paper's is 512.",
         )
-        _require(
+        require(
             0 <= self.dropout < 1, f"model.dropout must be in [0, 1), but got {self.dropout}. Usual: 0.1."
         )
-        _require(
+        require(
             0 <= self.freeze_stages <= 5,
             f"model.freeze_stages must be 0 (none) to 5 (stem and all four stages), but got {self.freeze_stages}.",
         )
@@ -262,33 +250,33 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("base_lr", "head_lr_factor", "power"):
             value = getattr(self, name)
-            _require(
+            require(
                 math.isfinite(value) and value > 0,
                 f"optim.{name} must be a positive number, but got {value}.",
             )
-        _require(
+        require(
             0 <= self.min_lr < self.base_lr,
             f"optim.min_lr must be 0 or more and below optim.base_lr {self.base_lr}, but got {self.min_lr}. "
             "mmsegmentation uses a hundredth of it.",
         )
-        _require(
+        require(
             0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), but got {self.momentum}. Usual: 0.9."
         )
         for name in ("weight_decay", "aux_loss_weight", "max_gradient_norm"):
             value = getattr(self, name)
-            _require(
+            require(
                 math.isfinite(value) and value >= 0,
                 f"optim.{name} must be 0 or a positive number, but got {value}. 0 turns it off.",
             )
-        _require(
+        require(
             0 <= self.ema_decay < 1,
             f"optim.ema_decay must be in [0, 1), but got {self.ema_decay}. 0 turns it off; usual: 0.999.",
         )
-        _require(
+        require(
             self.warm_up_iterations >= 0,
             f"optim.warm_up_iterations must be 0 or more, but got {self.warm_up_iterations}. 0 turns it off.",
         )
-        _require(
+        require(
             0 < self.warm_up_start <= 1,
             f"optim.warm_up_start must be above 0 and at most 1, but got {self.warm_up_start}. "
             "mmsegmentation uses 1e-6.",
@@ -319,18 +307,18 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "ohem_threshold"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"loss.{name} must be in [0, 1), but got {value}. 0 turns it off.")
-        _require(
+            require(0 <= value < 1, f"loss.{name} must be in [0, 1), but got {value}. 0 turns it off.")
+        require(
             self.ohem_min_kept >= 1,
             f"loss.ohem_min_kept must be at least 1, but got {self.ohem_min_kept}. mmsegmentation uses 100000.",
         )
-        _require(
+        require(
             all(math.isfinite(weight) and weight >= 0 for weight in self.class_weights)
             and (not self.class_weights or max(self.class_weights) > 0),
             f"loss.class_weights must be 0 or positive numbers, one of them above 0, but got {self.class_weights}. "
             "1 is the weight of a class like any other.",
         )
-        _require(
+        require(
             not self.class_weights or self.class_balance == "none",
             f"loss.class_balance computes the weights that loss.class_weights gives, but got "
             f"{self.class_balance!r} and {self.class_weights}. Give one of them.",
@@ -363,13 +351,13 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         for name in ("num_epochs", "global_batch_size", "accumulation_steps", "evaluate_every_epochs"):
             value = getattr(self, name)
-            _require(value >= 1, f"schedule.{name} must be at least 1, but got {value}.")
-        _require(
+            require(value >= 1, f"schedule.{name} must be at least 1, but got {value}.")
+        require(
             self.max_iterations_per_epoch >= 0,
             f"schedule.max_iterations_per_epoch must be 0 (whole epochs) or more, "
             f"but got {self.max_iterations_per_epoch}.",
         )
-        _require(
+        require(
             0 <= self.seed < 2**31, f"schedule.seed must be between 0 and 2**31 - 1, but got {self.seed}."
         )
 
@@ -414,30 +402,30 @@ class WorkersConfig:
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker"):
             value = getattr(self, name)
-            _require(value >= 1, f"workers.{name} must be at least 1, but got {value}.")
-        _require(
+            require(value >= 1, f"workers.{name} must be at least 1, but got {value}.")
+        require(
             0 <= self.min_workers <= self.num_workers,
             f"workers.min_workers must be between 0 and workers.num_workers ({self.num_workers}), but got "
             f"{self.min_workers}. 0 waits for all.",
         )
-        _require(
+        require(
             self.max_failures >= 0,
             f"workers.max_failures must be 0 or more, but got {self.max_failures}. 0 never restarts.",
         )
-        _require(
+        require(
             math.isfinite(self.memory_gib) and self.memory_gib >= 0,
             f"workers.memory_gib must be 0 or a positive number, but got {self.memory_gib}. 0 predicts nothing.",
         )
-        _require(
+        require(
             len(self.memory_fit) == 2 and self.memory_fit[0] > 0 and self.memory_fit[1] >= 0,
             f"workers.memory_fit must be a factor above 0 and GiB of 0 or more, but got {self.memory_fit}. "
             "1 0 takes the counted bytes as they are.",
         )
-        _require(
+        require(
             self.precision != "fp16" or self.use_gpu,
             "workers.precision fp16 needs a GPU, but workers.use_gpu is False. Use bf16 or fp32 on CPUs.",
         )
-        _require(
+        require(
             not (self.compile and self.recompute),
             "workers.compile and workers.recompute must not both be True: torch.compile decides itself what it keeps "
             "and cannot leave BatchNorm's statistics alone in a second pass. Set one of them to False.",
@@ -480,18 +468,18 @@ class TrainingConfig:
         _require_sides(self.data.crop_size, (1,) if self.model.align_corners else (0, 1))
         batch, num_workers = self.schedule.global_batch_size, self.workers.num_workers
         lower = max(1, batch // num_workers) * num_workers
-        _require(
+        require(
             batch % num_workers == 0,
             f"schedule.global_batch_size must be a multiple of workers.num_workers, but got {batch} for "
             f"{num_workers} workers. The nearest are {lower} and {lower + num_workers}.",
         )
         steps, share = self.schedule.accumulation_steps, batch // num_workers
-        _require(
+        require(
             share % steps == 0,
             f"schedule.accumulation_steps must divide the {share} images that a worker has of a global batch, but got "
             f"{steps}. These do: {', '.join(str(n) for n in range(1, share + 1) if share % n == 0)}.",
         )
-        _require(
+        require(
             self.model.norm != "sync" or self.workers.use_gpu or num_workers == 1,
             "model.norm sync needs GPUs, because torch has no SyncBatchNorm on CPUs, but workers.use_gpu is False "
             f"for {num_workers} workers. Use group, which makes workers equal on CPUs, or batch.",
@@ -515,259 +503,3 @@ class TrainingConfig:
         batch, micro = self.schedule.global_batch_size, self.micro_batch_size
         largest, smallest = -(-batch // num_workers), batch // num_workers
         return max(1, min(-(-largest // micro), smallest // min(2, micro)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpaceConfig:
-    """What the search varies: learning rate (log scale), auxiliary-loss weight and crop size."""
-
-    min_base_lr: float = 1e-3
-    max_base_lr: float = 1e-1
-    min_aux_loss_weight: float = 0.0
-    max_aux_loss_weight: float = 1.0
-    crop_sizes: tuple[int | str, ...] = (473, 593, 713)
-    """Candidates for data.crop_size."""
-    also: tuple[str, ...] = ()
-    """Other settings to vary: PATH=log:LOW..HIGH, PATH=linear:LOW..HIGH or PATH=choice:A,B, such as
-    optim.weight_decay=log:1e-5..1e-3 or model.backbone=choice:resnet18,resnet50."""
-
-    def __post_init__(self) -> None:
-        _require(
-            0 < self.min_base_lr <= self.max_base_lr,
-            f"space.min_base_lr and max_base_lr must satisfy 0 < min <= max, but got {self.min_base_lr} and "
-            f"{self.max_base_lr}.",
-        )
-        _require(
-            0 <= self.min_aux_loss_weight <= self.max_aux_loss_weight,
-            f"space.min_aux_loss_weight and max_aux_loss_weight must satisfy 0 <= min <= max, but got "
-            f"{self.min_aux_loss_weight} and {self.max_aux_loss_weight}.",
-        )
-        _require(
-            len(self.crop_sizes) >= 1, "space.crop_sizes must name at least one crop size, but got none."
-        )
-        object.__setattr__(self, "crop_sizes", tuple(notation(size) for size in self.crop_sizes))
-        _require(
-            len(set(self.crop_sizes)) == len(self.crop_sizes),
-            f"space.crop_sizes must differ from each other, but got {self.crop_sizes}.",
-        )
-        for crop_size in self.crop_sizes:
-            DataConfig(crop_size=crop_size)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchConfig:
-    """One search: the base configuration, what varies around it, and when a trial is given up."""
-
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
-    space: SpaceConfig = field(default_factory=SpaceConfig)
-
-    study: str = "pspnet"
-    """Name of the study: the same name continues it, with the same data, base configuration and space."""
-
-    study_storage: str = ""
-    """Where the study is kept: empty for a journal file below storage_dir, or a database: sqlite:///FILE, or
-    postgresql://USER:PASSWORD@HOST/DATABASE (needs pip install 'segfleet[postgresql]')."""
-
-    score_trials_on: Literal["selection", "val"] = "selection"
-    """Where the store cuts train in two, trials train on the one part and are scored on the other, `selection`, and
-    only the winner is ever scored on data.val_split; "val" scores every trial there, which flatters the winner."""
-
-    num_trials: int = 16
-    """Total number of trials of the study, those of earlier calls counted in."""
-
-    extend: int = 0
-    """So many trials more than the study has, instead of num_trials; each call adds as many."""
-
-    narrow: tuple[str, ...] = ()
-    """Searches a part of the study's space in a study of its own that begins with the trials that lie in it:
-    base_lr=1e-3..1e-2, aux_loss_weight=0.2..0.6, crop_size=473,593 or a setting of space.also likewise."""
-
-    objective: Literal["quality", "quality,cost"] = "quality"
-    """What the study looks for: the highest mIoU, or the front of trials than which none is better and as cheap, or
-    cheaper and as good, in worker-seconds (GPU-seconds on GPUs). The front is reported; the best in mIoU still wins."""
-
-    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
-    """Who proposes: TPE (multivariate, constant liar), a Gaussian process, chance, or every point of a grid."""
-
-    num_startup_trials: int = 8
-    """Trials drawn at random before TPE or the Gaussian process proposes."""
-
-    grid_points: int = 3
-    """Values of each range in a grid; a choice has all of its own."""
-
-    scheduler: Literal["asha", "median", "none"] = "asha"
-    """Who prunes: ASHA at its rungs; the median of the complete trials at the same epoch, after five of them;
-    or nobody."""
-
-    min_epochs: int = 0
-    """Epochs that every trial may train before it can be pruned (ASHA's grace period); 0: a ninth of num_epochs. Too
-    early a look takes those for the best that learn fast, not those that learn much (benchmarks/README.md)."""
-
-    reduction_factor: int = 3
-    """At each rung, one in so many trials goes on (ASHA's eta)."""
-
-    fidelity: Literal["pixels", "epochs"] = "pixels"
-    """What trials are compared at, and how long they train: as many pixels as the base configuration sees in its
-    epochs, so that a trial with a smaller crop trains more epochs and costs as much; or equally many epochs."""
-
-    num_finalists: int = 3
-    """After the search, so many of its best trials are trained again, each with num_seeds other seeds, and the winner
-    is the one whose mean mIoU has the highest lower confidence bound; 0 takes the best trial as it is."""
-
-    num_seeds: int = 2
-    """Seeds that each finalist is trained again with; their spread tells a lead from luck."""
-
-    max_concurrent_trials: int = 0
-    """Trials that train side by side; 0 takes as many as the cluster's resources hold."""
-
-    seed: int = 0
-    """Seed of the sampler."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_trials", "grid_points", "num_seeds"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, but got {value}.")
-        for name in ("min_epochs", "num_startup_trials", "max_concurrent_trials", "extend", "num_finalists"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} must be 0 or more, but got {value}.")
-        _require(
-            self.reduction_factor >= 2,
-            f"reduction_factor must be at least 2, but got {self.reduction_factor}.",
-        )
-        _require(
-            self.objective == "quality" or self.scheduler == "none",
-            f"objective quality,cost needs every trial at its end, to know what it costs, but got scheduler "
-            f"{self.scheduler}. Give --scheduler none.",
-        )
-        _require(
-            self.study.strip() != "" and "/" not in self.study,
-            f"study must be a name without slashes, but got {self.study!r}.",
-        )
-
-
-Config = TypeVar("Config", bound=TrainingConfig | SearchConfig)
-
-
-def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return `config` with the fields at dotted paths such as "optim.base_lr" replaced; every check runs again.
-
-    Raises InputError for an unknown path, a value of another type or a combination that the checks refuse.
-    """
-    nested: dict[str, Any] = {}
-    for path, value in changes.items():
-        level = nested
-        *parents, name = path.split(".")
-        for parent in parents:
-            level = level.setdefault(parent, {})
-            if not isinstance(level, dict):
-                raise InputError(f"{parent} is a group of settings, but got a value for it beside {path}.")
-        level[name] = value
-    return typing.cast(Config, _replaced(config, nested, prefix=""))
-
-
-def differences(base: Config, config: Config) -> dict[str, Any]:
-    """Return the changes for which `override(base, changes)` is `config`: dotted path to value."""
-    old, new = flat(base), flat(config)
-    return {path: value for path, value in new.items() if value != old[path]}
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return every leaf of a configuration by its dotted path."""
-    leaves: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            leaves |= flat(value, prefix + item.name + ".")
-        else:
-            leaves[prefix + item.name] = value
-    return leaves
-
-
-def without_passwords(config: Config) -> Config:
-    """Return `config` as it may be stored and shown: see `segfleet.secret`."""
-    addresses = {
-        path: masked(value)
-        for path, value in flat(config).items()
-        if path.endswith(("tracking_uri", "study_storage"))
-    }
-    return override(config, addresses)
-
-
-def to_json(config: TrainingConfig | SearchConfig) -> str:
-    """Return the configuration as indented JSON; `from_json` reads it back to an equal one."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_json(kind: type[Config], text: str) -> Config:
-    """Return the configuration that `to_json` wrote; fields that it lacks keep their defaults."""
-    values = parse_json(text, "A stored configuration")
-    if not isinstance(values, dict):
-        raise InputError(f"A stored configuration must be a JSON object, but got {type(values).__name__}.")
-    return typing.cast(Config, _replaced(kind(), values, prefix=""))
-
-
-def load_config(kind: type[Config], path: str | Path) -> Config:
-    """Return the configuration stored in the JSON file at `path`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"The configuration file must be readable, but {path} is not: {cause}.") from error
-    return from_json(kind, text)
-
-
-def digest(config: TrainingConfig | SearchConfig) -> str:
-    """Return 12 hex digits that differ when anything that decides the result differs (not where it goes)."""
-    values = {path: value for path, value in flat(config).items() if "tracking." not in path}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _replaced(config: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], hints, n=1)
-        raise InputError(
-            f"There is no setting {prefix}{unknown[0][:60]}. "
-            + (f"Did you mean {prefix}{near[0]}?" if near else f"There are: {', '.join(sorted(hints))}.")
-        )
-    changes = {}
-    for name, value in values.items():
-        path, current = prefix + name, getattr(config, name)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise InputError(
-                    f"{path} is a group of settings, but got {shown(value)}. Name one of them: {path}.…."
-                )
-            changes[name] = _replaced(current, value, prefix=path + ".")
-        else:
-            changes[name] = _checked(value, hints[name], path)
-    return dataclasses.replace(config, **changes)
-
-
-def _checked(value: Any, kind: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if not any(value == item and type(value) is type(item) for item in arguments):
-            raise InputError(
-                f"{path} must be one of {', '.join(map(str, arguments))}, but got {shown(value)}."
-            )
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{path} must be a list, but got {shown(value)}.")
-        return tuple(_checked(item, arguments[0], path) for item in value)
-    if origin is types.UnionType:
-        if type(value) not in arguments:
-            names = " or ".join(it.__name__ for it in arguments)
-            raise InputError(f"{path} must be of type {names}, but got {shown(value)}.")
-        return value
-    if kind is float and type(value) is int and abs(value) < 2**1000:
-        return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{path} must be of type {kind.__name__}, but got {shown(value)}.")
-    if kind is str and "\0" in value:
-        raise InputError(f"{path} must be text without zero bytes, but got {shown(value)}.")
-    if kind is int and not -(2**63) <= value < 2**63:
-        raise InputError(f"{path} must be a number of 64 bits, but got {shown(value)}.")
-    return value

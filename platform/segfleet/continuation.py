@@ -7,7 +7,9 @@ from typing import Any
 from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet.checkpoint import Checkpoint
-from segfleet.config import TrainingConfig, differences, from_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json
+from segfleet.override import differences
 
 
 def check_same_training(config: TrainingConfig, store: Store, checkpoint: Checkpoint) -> None:

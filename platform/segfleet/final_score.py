@@ -8,11 +8,13 @@ from dataclasses import replace
 from pspnet.manifest import FIT, SELECTION
 from pspnet.store import Store
 from segfleet import cluster
-from segfleet.config import SearchConfig, TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 from segfleet.package import load_package
 from segfleet.parallel_evaluation import evaluate_on_cluster
 from segfleet.protocol import Protocol
 from segfleet.scores import Scores
+from segfleet.search_config import SearchConfig
 
 
 def split_for_trials(config: SearchConfig, store: Store) -> SearchConfig:

@@ -12,7 +12,7 @@ from statistics import mean
 
 from scipy import stats
 
-from segfleet.config import SearchConfig
+from segfleet.search_config import SearchConfig
 from segfleet.study import FINALIST_OF, Study, TrialRecord, repair
 
 CONFIDENCE = 0.95

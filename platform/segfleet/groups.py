@@ -30,7 +30,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segfleet import cluster, trainer
-from segfleet.config import TrainingConfig, from_json, to_json, without_passwords
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, to_json, without_passwords
 from segfleet.faults import fault
 from segfleet.outcome import StoppedError, read_outcome, record_outcome
 from segfleet.secret import secrets_of

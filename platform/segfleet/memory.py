@@ -10,7 +10,8 @@ from pspnet.freezing import freeze
 from pspnet.memory import GIB, Fit, StepMemory, step_memory
 from pspnet.model import PSPNet, refuse_single_values
 from pspnet.recomputation import recompute_blocks
-from segfleet.config import ModelConfig, Precision, TrainingConfig, override
+from segfleet.config import ModelConfig, Precision, TrainingConfig
+from segfleet.override import override
 
 
 def network_of(config: ModelConfig, num_classes: int) -> PSPNet:

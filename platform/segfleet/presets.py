@@ -10,12 +10,11 @@ from segfleet.config import (
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
-    SearchConfig,
-    SpaceConfig,
     TrackingConfig,
     TrainingConfig,
     WorkersConfig,
 )
+from segfleet.search_config import SearchConfig, SpaceConfig
 
 
 def tiny() -> TrainingConfig:

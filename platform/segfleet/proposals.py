@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from segfleet.config import SearchConfig
+from segfleet.search_config import SearchConfig
 from segfleet.space import Dimension
 
 

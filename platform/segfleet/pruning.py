@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pspnet.sizes import sides
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 
 MEDIAN_STARTUP_TRIALS = 5
 """Complete trials before the median rule prunes, as in Optuna."""

@@ -11,12 +11,14 @@ from pspnet.errors import InputError
 from pspnet.sizes import sides
 from segfleet import cluster, lease, registry, tracking, tracking_server, trainer
 from segfleet.conclusion import SearchResult, conclude, described_winner, package_winner, spool_dir
-from segfleet.config import SearchConfig, override, to_json, without_passwords
+from segfleet.config_json import to_json, without_passwords
 from segfleet.faults import fault
 from segfleet.final_score import split_for_trials
 from segfleet.finals import finals_table, plan_finals
+from segfleet.override import override
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.run_writer import RunWriter
+from segfleet.search_config import SearchConfig
 from segfleet.search_report import ended_badly, leaderboard_table
 from segfleet.secret import masked
 from segfleet.space import dimensions, narrowed

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pspnet.errors import InputError
 from pspnet.sizes import notation
-from segfleet.config import SpaceConfig, TrainingConfig, flat, override
+from segfleet.config import TrainingConfig
+from segfleet.override import flat, override
+from segfleet.search_config import SpaceConfig
 
 Kind = Literal["log", "linear", "choice"]
 Value = float | int | str | bool

@@ -20,11 +20,12 @@ from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.trial import TrialState
 
 from pspnet.errors import InputError
-from segfleet.config import SearchConfig, flat
 from segfleet.faults import fault
 from segfleet.importance import Comparison, compared
+from segfleet.override import flat
 from segfleet.proposals import distribution, holds, sampler, suggested
 from segfleet.pruning import Decision, decide_median, decide_rung, epoch_weight, rungs, schedule_of, value_at
+from segfleet.search_config import SearchConfig
 from segfleet.secret import first_line, masked
 from segfleet.space import dimensions
 from segfleet.torsos import keep_whole_lines

@@ -31,9 +31,11 @@ from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, lease, registry, tracking, tracking_server
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
-from segfleet.config import TrainingConfig, digest, flat, override, to_json, without_passwords
+from segfleet.config import TrainingConfig
+from segfleet.config_json import digest, to_json, without_passwords
 from segfleet.memory import fitted
 from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
+from segfleet.override import flat, override
 from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.run_writer import RunWriter, end_run

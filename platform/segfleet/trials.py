@@ -25,11 +25,14 @@ from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet import cluster, groups, ledger, tracking, tracking_server, trainer
 from segfleet.checkpoint import best_checkpoint
-from segfleet.config import SearchConfig, TrainingConfig, flat, override, without_passwords
+from segfleet.config import TrainingConfig
+from segfleet.config_json import without_passwords
 from segfleet.faults import fault
 from segfleet.memory import fitted
+from segfleet.override import flat, override
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.run_writer import end_run
+from segfleet.search_config import SearchConfig
 from segfleet.study import FINALIST_OF, Proposal, Reason, Study
 from segfleet.trial import Trial
 from segfleet.worker import TABLE_TAG

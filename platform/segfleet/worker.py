@@ -62,7 +62,8 @@ from segfleet.checkpoint import (
     retain,
     save_checkpoint,
 )
-from segfleet.config import TrainingConfig, from_json, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, to_json
 from segfleet.continuation import check_same_training
 from segfleet.faults import fault
 from segfleet.memory import fitted, network_of, peak_bytes, predicted

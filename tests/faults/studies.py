@@ -16,9 +16,12 @@ import psutil
 from pspnet.store import Store
 from segfleet import lease, tracking_server
 from segfleet.cli import run_job
-from segfleet.config import SearchConfig, TrainingConfig, from_json, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, to_json
 from segfleet.final_score import split_for_trials
+from segfleet.override import override
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.study import Study, TrialRecord
 from tests.faults import processes
 from tests.faults.oracles import History, files_aside, history, weights

@@ -13,8 +13,11 @@ from optuna.trial import TrialState
 from pspnet.store import Store
 from segfleet import lease, tracking, tracking_server, trials
 from segfleet import study as study_module
-from segfleet.config import SearchConfig, TrainingConfig, from_json, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, to_json
 from segfleet.outcome import read_outcome
+from segfleet.override import override
+from segfleet.search_config import SearchConfig
 from segfleet.study import Study, repair
 from segfleet.worker import Place, Task, execute
 from tests.faults.processes import run

@@ -13,8 +13,9 @@ from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
 from pspnet.manifest import MANIFEST_FILE
 from pspnet.store import publish_store, write_shard
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
 from segfleet.ingest import ingest
+from segfleet.override import override
 from segfleet.sources.folder import folder_source
 from tests.segfleet_runtime.conftest import TABLE, pictures
 from tests.segfleet_runtime.test_training import trained, weights_digest

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from segfleet import cluster, tracking, tracking_server
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
 from segfleet.faults import VARIABLE
+from segfleet.override import override
 from segfleet.trainer import TrainingResult, build_trainer, fit
 from tests.faults.oracles import History, assert_nothing_left, history, weights
 

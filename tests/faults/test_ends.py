@@ -11,8 +11,10 @@ import pytest
 
 from pspnet.engine import train_one_epoch
 from segfleet import worker
-from segfleet.config import TrainingConfig, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import to_json
 from segfleet.outcome import Outcome, read_outcome
+from segfleet.override import override
 from segfleet.search_report import ended_badly
 from segfleet.study import TrialRecord
 from segfleet.worker import PROGRESS_FILE, Place, execute

@@ -16,7 +16,8 @@ from pspnet.manifest import read_manifest
 from pspnet.model import PSPNet
 from pspnet.weights import read_file
 from segfleet.checkpoint import MANIFEST_FILE, load_checkpoint
-from segfleet.config import TrainingConfig, from_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json
 from segfleet.package import MODEL_FILE, load_package, package_model
 from segfleet.sources import zips
 from segfleet.sources.files import read_image

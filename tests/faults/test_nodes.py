@@ -12,8 +12,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from segfleet import cluster, tracking, tracking_server, trainer
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
 from segfleet.faults import VARIABLE
+from segfleet.override import override
 from segfleet.spot import drain
 from segfleet.trainer import TrainingResult, build_trainer, fit
 from tests.faults.oracles import assert_nothing_left, history, weights

@@ -17,17 +17,11 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, IGNORE_INDEX, ClassInfo, ClassTable, read_class_table
 from pspnet.manifest import Manifest, Selection, ShardInfo, read_manifest
 from segfleet.checkpoint import MANIFEST_FILE, STATE_FILE, load_checkpoint
-from segfleet.config import (
-    SearchConfig,
-    TrainingConfig,
-    differences,
-    flat,
-    from_json,
-    load_config,
-    override,
-    to_json,
-)
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, load_config, to_json
+from segfleet.override import differences, flat, override
 from segfleet.package import MODEL_FILE, load_package, package_model
+from segfleet.search_config import SearchConfig
 from segfleet.spool import Channel
 
 pytestmark = pytest.mark.fault("G7", "any bytes, JSON or table in place of a file")

@@ -19,16 +19,11 @@ from hypothesis import strategies as st
 from pspnet.errors import InputError
 from segfleet import services, tracking_server, trainer
 from segfleet.cli import parse_training
-from segfleet.config import (
-    SearchConfig,
-    TrackingConfig,
-    TrainingConfig,
-    from_json,
-    override,
-    to_json,
-    without_passwords,
-)
+from segfleet.config import TrackingConfig, TrainingConfig
+from segfleet.config_json import from_json, to_json, without_passwords
+from segfleet.override import override
 from segfleet.presets import training_preset
+from segfleet.search_config import SearchConfig
 from segfleet.secret import masked, secrets_of, unmasked
 from segfleet.trials import shown_params
 from tests.conftest import Server

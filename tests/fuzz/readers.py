@@ -35,7 +35,8 @@ from pspnet.manifest import ShardFormat, ShardInfo, read_manifest
 from pspnet.store import Split, write_shard
 from pspnet.weights import read_file
 from segfleet.checkpoint import MANIFEST_FILE, load_checkpoint
-from segfleet.config import TrainingConfig, from_json, load_config, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, load_config, to_json
 from segfleet.package import MODEL_FILE, load_package, package_model
 from segfleet.sources import Pair
 from segfleet.sources.coco import CocoSource, coco_class_table, read_coco

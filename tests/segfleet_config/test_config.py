@@ -13,21 +13,11 @@ from pspnet import backbones
 from pspnet.errors import InputError
 from segfleet import config
 from segfleet.cli import parse_search, parse_training
-from segfleet.config import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    SearchConfig,
-    TrainingConfig,
-    differences,
-    digest,
-    flat,
-    from_json,
-    load_config,
-    override,
-    to_json,
-)
+from segfleet.config import DataConfig, ModelConfig, OptimConfig, TrainingConfig
+from segfleet.config_json import digest, from_json, load_config, to_json
+from segfleet.override import differences, flat, override
 from segfleet.presets import PRESETS, search_preset, training_preset
+from segfleet.search_config import SearchConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

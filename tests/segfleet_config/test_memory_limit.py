@@ -4,8 +4,10 @@ import pytest
 
 from pspnet.errors import InputError
 from pspnet.memory import GIB
-from segfleet.config import TrainingConfig, from_json, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, to_json
 from segfleet.memory import fitted, memory_table, peak_bytes, predicted
+from segfleet.override import override
 from segfleet.presets import training_preset
 
 NUM_CLASSES = 5

@@ -8,7 +8,8 @@ import pytest
 
 from pspnet.labels import IGNORE_INDEX, ClassInfo, ClassTable
 from pspnet.store import publish_store, write_shard
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 from segfleet.presets import tiny
 
 TABLE = ClassTable(

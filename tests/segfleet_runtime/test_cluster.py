@@ -14,7 +14,8 @@ import ray
 
 from pspnet.errors import InputError
 from segfleet import cluster
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 
 
 def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:

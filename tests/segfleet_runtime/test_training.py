@@ -19,9 +19,11 @@ from pspnet.model import PSPNet
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
-from segfleet.config import TrainingConfig, load_config, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import load_config, to_json
 from segfleet.memory import peak_bytes, predicted
 from segfleet.outcome import Outcome, message_of, reason_of, record_outcome
+from segfleet.override import override
 from segfleet.trainer import check_data
 from segfleet.worker import Place, Task, new_cross_entropy, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG

@@ -19,7 +19,8 @@ from pspnet.model import PSPNet
 from pspnet.store import Store
 from segfleet import cluster
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
 from segfleet.trainer import TrainingResult, build_trainer, fit
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 

@@ -8,7 +8,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from segfleet import tracking
-from segfleet.config import TrainingConfig, override, to_json
+from segfleet.config import TrainingConfig
+from segfleet.config_json import to_json
+from segfleet.override import override
 from segfleet.worker import TABLE_TAG, Place, Task, train
 
 pytestmark = pytest.mark.filterwarnings(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from segfleet.config import SearchConfig, override
 from segfleet.finals import Finalist, finals_table, lower_bounds, plan_finals, standing
+from segfleet.override import override
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.study import Reason, Study
 
 

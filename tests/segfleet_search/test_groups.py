@@ -20,8 +20,9 @@ from pspnet.labels import ClassInfo, ClassTable
 from pspnet.store import publish_store, write_shard
 from segfleet import cluster, groups, trainer
 from segfleet.checkpoint import checkpoint_folders
-from segfleet.config import TrainingConfig, override
+from segfleet.config import TrainingConfig
 from segfleet.outcome import Outcome, read_outcome
+from segfleet.override import override
 from segfleet.presets import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]

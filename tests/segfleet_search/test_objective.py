@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from pspnet.errors import InputError
-from segfleet.config import SearchConfig, override
+from segfleet.override import override
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.search_report import draw_front, leaderboard_table
 from segfleet.study import Study
 

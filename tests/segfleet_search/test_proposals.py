@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from segfleet.config import SearchConfig, override
+from segfleet.override import override
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.study import Study
 
 NUM_STARTUP, NUM_TRIALS = 4, 24

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from segfleet import tracking, tracking_server
-from segfleet.config import SearchConfig, override
+from segfleet.override import override
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.study import Study
 from segfleet.trials import complete_runs
 

@@ -19,12 +19,15 @@ from pspnet.manifest import FIT, SELECTION
 from pspnet.store import Store, publish_store, write_shard
 from segfleet import registry
 from segfleet.checkpoint import load_checkpoint
-from segfleet.config import SearchConfig, TrainingConfig, from_json, load_config, override
+from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json, load_config
 from segfleet.evaluation import evaluate_model
 from segfleet.final_score import split_for_trials
 from segfleet.finals import plan_finals, standing
+from segfleet.override import override
 from segfleet.protocol import Protocol, training_protocol
 from segfleet.scores import Scores
+from segfleet.search_config import SearchConfig
 from segfleet.selection import choose_selection
 from segfleet.study import Study
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segfleet.config import SearchConfig, override
 from segfleet.importance import compared, importances, interactive_plots
+from segfleet.override import override
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.search_page import SearchFacts, write_page
 from segfleet.search_report import draw_slices
 from segfleet.study import Reason, Study

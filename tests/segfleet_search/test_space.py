@@ -11,8 +11,9 @@ import optuna
 import pytest
 
 from pspnet.errors import InputError
-from segfleet.config import SearchConfig, SpaceConfig, override
+from segfleet.override import override
 from segfleet.presets import search_preset, training_preset
+from segfleet.search_config import SearchConfig, SpaceConfig
 from segfleet.space import dimensions, narrowed
 from segfleet.study import Study
 

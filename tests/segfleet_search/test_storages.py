@@ -18,9 +18,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pspnet.errors import InputError
-from segfleet.config import SearchConfig, override
+from segfleet.override import override
 from segfleet.ports import free_ports
 from segfleet.presets import search_preset
+from segfleet.search_config import SearchConfig
 from segfleet.study import Study, TrialRecord, exists
 
 NUM_TRIALS = 9

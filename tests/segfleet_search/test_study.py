@@ -14,9 +14,10 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 
 from pspnet.errors import InputError
 from segfleet import study as study_module
-from segfleet.config import SearchConfig, SpaceConfig, override
+from segfleet.override import override
 from segfleet.presets import search_preset
 from segfleet.pruning import decide_rung, epoch_weight, rungs
+from segfleet.search_config import SearchConfig, SpaceConfig
 from segfleet.space import narrowed
 from segfleet.study import Proposal, Study, repair
 

@@ -8,7 +8,9 @@ from ray.train._internal.storage import _get_ray_train_session_dir
 
 from pspnet.store import Store
 from segfleet import cluster, tracking, tracking_server, trials
-from segfleet.config import SearchConfig, SpaceConfig, TrainingConfig, override
+from segfleet.config import TrainingConfig
+from segfleet.override import override
+from segfleet.search_config import SearchConfig, SpaceConfig
 from segfleet.study import Study
 from tests.segfleet_runtime.conftest import config, store_path
 
