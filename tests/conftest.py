@@ -111,9 +111,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> "Store":
     """Three labelled validation images: three quarters road, the rest car, a row ignored; and one without a label."""
-    from pspnet.store import Store, publish_store, write_shard
+    from tests.stores import write_store
 
-    folder = tmp_path_factory.mktemp("store")
     samples = []
     for number, image in enumerate(images()):
         label = np.zeros(image.shape[:2], dtype=np.uint8)
@@ -121,16 +120,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> "Store":
         label[0] = IGNORED
         samples.append((f"image_{number}", image, label))
     unlabelled = [("unlabelled", images()[0], None)]
-    aside = folder / "aside"
-    aside.mkdir()
-    splits = {
-        "val": [write_shard(aside / "val.arrow", [*samples, *unlabelled], num_classes=3)],
-        "test": [write_shard(aside / "test.arrow", unlabelled, num_classes=3)],
-    }
-    publish_store(
-        aside, folder / "store", name="three", class_table=three_classes(), splits=splits, source={}
+    return write_store(
+        tmp_path_factory.mktemp("store") / "store",
+        three_classes(),
+        {"val": [*samples, *unlabelled], "test": unlabelled},
     )
-    return Store.open(folder / "store")
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ from PIL import Image
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
 from pspnet.manifest import MANIFEST_FILE
-from pspnet.store import publish_store, write_shard
+from pspnet.store import write_shard
 from segfleet.config import TrainingConfig
 from segfleet.ingest import ingest
 from segfleet.override import override
 from segfleet.sources.folder import folder_source
 from tests.segfleet_runtime.conftest import TABLE, pictures
 from tests.segfleet_runtime.test_training import trained, weights_digest
+from tests.stores import write_store
 
 SIZE = (12, 16)
 
@@ -100,13 +101,8 @@ def other_store(path: Path, change: str) -> None:
         return [(name, image, label), *samples[1:]]
 
     shutil.rmtree(path)
-    aside = path.with_name("changed")
-    aside.mkdir()
-    splits = {
-        split: [write_shard(aside / f"{split}.arrow", changed(split, num), num_classes=TABLE.num_classes)]
-        for split, num in (("train", 11 if change == "image" else 12), ("val", 3))
-    }
-    publish_store(aside, path, name="patches", class_table=TABLE, splits=splits, source={})
+    splits = {"train": changed("train", 11 if change == "image" else 12), "val": changed("val", 3)}
+    write_store(path, TABLE, splits)
 
 
 def contents(run_dir: Path) -> dict[Path, bytes]:
@@ -166,8 +162,6 @@ def test_a_batch_of_ignored_pixels_alone_is_no_nan(
     config: TrainingConfig, tmp_path: Path, changes: dict[str, float]
 ) -> None:
     """Two pictures of three are void: most batches have one, many have no other."""
-    aside = tmp_path / "aside"
-    aside.mkdir()
 
     def voided() -> list[tuple[str, np.ndarray, np.ndarray]]:
         samples = list(pictures("train", 6))
@@ -176,11 +170,7 @@ def test_a_batch_of_ignored_pixels_alone_is_no_nan(
             for index, (name, image, label) in enumerate(samples)
         ]
 
-    splits = {
-        "train": [write_shard(aside / "train.arrow", voided(), num_classes=TABLE.num_classes)],
-        "val": [write_shard(aside / "val.arrow", pictures("val", 3), num_classes=TABLE.num_classes)],
-    }
-    publish_store(aside, tmp_path / "store", name="void", class_table=TABLE, splits=splits, source={})
+    write_store(tmp_path / "store", TABLE, {"train": voided(), "val": pictures("val", 3)})
     config = override(
         config,
         changes

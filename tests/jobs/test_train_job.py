@@ -16,8 +16,8 @@ import pytest
 
 from pspnet.errors import InputError
 from pspnet.labels import ClassInfo, ClassTable
-from pspnet.store import publish_store, write_shard
 from pspnet.store_copy import copy_store
+from tests.stores import write_store
 
 JOB = Path(__file__).parents[2] / "jobs" / "train_cityscapes.py"
 
@@ -42,11 +42,8 @@ def store_path(tmp_path: Path) -> Path:
         ),
     )
     label = np.repeat([[0] * 36 + [1] * 36], 70, axis=0).astype(np.uint8)
-    aside = tmp_path / "aside"
-    aside.mkdir()
-    splits = {}
-    for split, num_images in (("train", 8), ("val", 2)):
-        samples = [
+    splits = {
+        split: [
             (
                 f"{split}_{index}",
                 (label[..., None] * 150 + np.random.default_rng(index).integers(0, 90, (70, 72, 3))).astype(
@@ -56,8 +53,9 @@ def store_path(tmp_path: Path) -> Path:
             )
             for index in range(num_images)
         ]
-        splits[split] = [write_shard(aside / f"{split}.arrow", samples, num_classes=2)]
-    publish_store(aside, tmp_path / "store", name="halves", class_table=table, splits=splits, source={})
+        for split, num_images in (("train", 8), ("val", 2))
+    }
+    write_store(tmp_path / "store", table, splits)
     return tmp_path / "store"
 
 

@@ -14,8 +14,9 @@ from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX, NYUV2_13
 from pspnet.photometric import Photometric
 from pspnet.sampling import ClassPixels, class_uniform, draw_focus, is_mixed, place_window
-from pspnet.store import Split, Store, publish_store, write_shard
+from pspnet.store import Split
 from pspnet.transforms import Sample, prepare_batch
+from tests.stores import write_store
 
 NUM_CLASSES, RARE, ABSENT = 13, 5, 12
 DRAW: dict[str, Any] = {
@@ -30,7 +31,6 @@ DRAW: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     """12 images mostly of one class each, a patch of another, ignored stripes; 4 pixels of a rare class in one."""
-    folder = tmp_path_factory.mktemp("store")
     rng = np.random.default_rng(0)
     samples = []
     for number in range(12):
@@ -42,17 +42,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
         if number == 7:
             label[40:42, 60:62] = RARE
         samples.append((f"image{number}", rng.integers(0, 256, (*size, 3), dtype=np.uint8), label))
-    (folder / "aside").mkdir()
-    shard = write_shard(folder / "aside" / "train.arrow", samples, num_classes=NUM_CLASSES)
-    publish_store(
-        folder / "aside",
-        folder / "store",
-        name="patches",
-        class_table=NYUV2_13,
-        splits={"train": [shard]},
-        source={},
-    )
-    return Store.open(folder / "store").split("train")
+    path = tmp_path_factory.mktemp("store") / "store"
+    return write_store(path, NYUV2_13, {"train": samples}).split("train")
 
 
 def finished_label(split: Split, sample: Sample, size: int) -> np.ndarray:
@@ -301,17 +292,7 @@ def test_each_option_alone_changes_only_what_it_is_for(split: Split) -> None:
 
 
 def test_a_training_image_without_a_label_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "aside").mkdir()
     image = np.zeros((40, 40, 3), dtype=np.uint8)
-    shard = write_shard(tmp_path / "aside" / "train.arrow", [("alone", image, None)], num_classes=13)
-    publish_store(
-        tmp_path / "aside",
-        tmp_path / "store",
-        name="unlabelled",
-        class_table=NYUV2_13,
-        splits={"train": [shard]},
-        source={},
-    )
-    split = Store.open(tmp_path / "store").split("train")
+    split = write_store(tmp_path / "store", NYUV2_13, {"train": [("alone", image, None)]}).split("train")
     with pytest.raises(InputError, match="must have a label, but alone has none"):
         class_uniform(split, 0.5)

@@ -16,35 +16,26 @@ from pspnet import tiles
 from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, NYUV2_13
 from pspnet.manifest import ShardFormat
-from pspnet.store import Store, publish_store, write_shard
+from pspnet.store import Store
+from tests.stores import Picture, write_store
 
 DATA = Path(os.environ.get("SEGFLEET_DATA", "../shared/data"))
 SIZES = [(1, 1), (128, 128), (129, 127), (300, 40), (5, 400), (257, 385)]
-
-
-def store_of(
-    folder: Path, shard_format: ShardFormat, samples: list[tuple[str, np.ndarray, np.ndarray | None]]
-) -> Store:
-    aside = folder / "aside"
-    aside.mkdir(parents=True)
-    shard = write_shard(aside / "train.arrow", samples, num_classes=13, shard_format=shard_format)
-    splits = {"train": [shard]}
-    publish_store(aside, folder / "store", name="x", class_table=NYUV2_13, splits=splits, source={})
-    return Store.open(folder / "store")
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     """The same pictures, smooth and noisy, one without a label, in both formats."""
     folder, rng = tmp_path_factory.mktemp("tiles"), np.random.default_rng(0)
-    samples: list[tuple[str, np.ndarray, np.ndarray | None]] = []
+    samples: list[Picture] = []
     for number, size in enumerate(SIZES):
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         if number % 2:
             image = np.cumsum(image // 100, axis=0, dtype=np.uint8)
         label = rng.integers(0, 13, size, dtype=np.uint8)
         samples.append((f"image{number}", image, None if number == 2 else label))
-    return store_of(folder / "raw", "raw", samples), store_of(folder / "tiles", "tiles", samples)
+    raw = write_store(folder / "raw", NYUV2_13, {"train": samples})
+    return raw, write_store(folder / "tiles", NYUV2_13, {"train": samples}, shard_format="tiles")
 
 
 def test_whole_images_and_the_digest_are_those_of_the_raw_store(stores: tuple[Store, Store]) -> None:
@@ -129,7 +120,7 @@ def test_any_byte_may_be_wrong_and_nothing_is_read_that_is_not_there(place: int,
 
 def test_a_shard_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     image = np.zeros((4, 4, 3), dtype=np.uint8)
-    store = store_of(tmp_path, "tiles", [("a", image, None)])
+    store = write_store(tmp_path / "store", NYUV2_13, {"train": [("a", image, None)]}, shard_format="tiles")
     file = Path(store.location.path) / "train.arrow"
     table = pa.ipc.open_file(file).read_all().replace_schema_metadata({"segfleet.format": "wavelets"})
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -143,10 +134,8 @@ def test_a_shard_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
 def test_a_size_that_the_bytes_cannot_have_is_refused_before_memory_is_taken(
     tmp_path: Path, shard_format: ShardFormat, width: int
 ) -> None:
-    samples: list[tuple[str, np.ndarray, np.ndarray | None]] = [
-        ("a", np.zeros((9, 7, 3), dtype=np.uint8), np.zeros((9, 7), dtype=np.uint8))
-    ]
-    store = store_of(tmp_path, shard_format, samples)
+    samples: list[Picture] = [("a", np.zeros((9, 7, 3), dtype=np.uint8), np.zeros((9, 7), dtype=np.uint8))]
+    store = write_store(tmp_path / "store", NYUV2_13, {"train": samples}, shard_format=shard_format)
     file = Path(store.location.path) / "train.arrow"
     table = pa.ipc.open_file(file).read_all()
     wrong = table.set_column(2, table.schema.field(2), [pa.array([width], pa.int32())])

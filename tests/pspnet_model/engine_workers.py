@@ -1,20 +1,20 @@
 """What a process of a test's DDP group executes: importable by name, since each is a new Python."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data import Batch
-from pspnet.distributed import parallelise
+from pspnet.distributed import parallelise, unwrapped
 from pspnet.engine import evaluate, train_one_epoch
 from pspnet.freezing import freeze
 from pspnet.labels import IGNORE_INDEX
@@ -22,7 +22,7 @@ from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.store import Split
-from pspnet.training_stats import DivergedError
+from pspnet.training_stats import DivergedError, TrainStats
 from pspnet.transforms import Window
 
 NUM_CLASSES = 4
@@ -100,6 +100,31 @@ def prepare_with_a_nan(batch: Batch) -> tuple[Tensor, Tensor]:
     return images, target
 
 
+def train(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    **changes: Any,
+) -> TrainStats:
+    """Train one epoch of ten iterations; `changes` are arguments of `train_one_epoch` that differ from the usual."""
+    arguments: dict[str, Any] = {
+        "prepare": prepare,
+        "epoch": 0,
+        "start_iteration": 0,
+        "max_iterations": 10,
+        "power": 0.9,
+        "aux_loss_weight": 0.4,
+    }
+    return train_one_epoch(
+        model, optimizer or new_optimizer(unwrapped(model)), batches, **arguments | changes
+    )
+
+
+def new_optimizer(model: PSPNet) -> torch.optim.Optimizer:
+    return build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
+
+
 def trained(
     rank: int,
     world_size: int,
@@ -109,7 +134,6 @@ def trained(
     """Train a few iterations in float64 and return everything that workers must agree on."""
     model = new_model().double()
     freeze(model, batch_norm="all")  # it then knows nothing of the other images
-    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
     losses: list[float] = []
     error, stats = None, None
     group_model = parallelise(model, "cpu")
@@ -117,16 +141,11 @@ def trained(
     if isinstance(group_model, DistributedDataParallel):
         group_model.register_comm_hook(exchanges, _counted_all_reduce)
     try:
-        stats = train_one_epoch(
+        stats = train(
             group_model,
-            optimizer,
             batches(rank, world_size),
             prepare=prepare,
-            epoch=0,
             start_iteration=2,
-            max_iterations=10,
-            power=0.9,
-            aux_loss_weight=0.4,
             on_iteration=lambda iteration: losses.append(iteration.loss),
             **changes,
         )

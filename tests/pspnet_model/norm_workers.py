@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from pspnet.distributed import parallelise
-from pspnet.engine import train_one_epoch
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer
-from tests.pspnet_model.engine_workers import NUM_CLASSES, batches, prepare
+from tests.pspnet_model.engine_workers import NUM_CLASSES, batches, train
 
 
 def new_model() -> PSPNet:
@@ -24,18 +22,7 @@ def new_model() -> PSPNet:
 def trained(rank: int, world_size: int) -> dict[str, Tensor]:
     """Train three iterations of four images in float64 and return the weights."""
     model = new_model()
-    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
-    train_one_epoch(
-        parallelise(model, "cpu", norm="group"),
-        optimizer,
-        batches(rank, world_size),
-        prepare=prepare,
-        epoch=0,
-        start_iteration=0,
-        max_iterations=10,
-        power=0.9,
-        aux_loss_weight=0.4,
-    )
+    train(parallelise(model, "cpu", norm="group"), batches(rank, world_size))
     return {name: value.detach().contiguous() for name, value in model.state_dict().items()}
 
 

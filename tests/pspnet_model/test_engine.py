@@ -5,7 +5,7 @@ import itertools
 import math
 import pickle
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pspnet.data import Batch
 from pspnet.distributed import parallelise
-from pspnet.engine import evaluate, seed_everything, train_one_epoch
+from pspnet.engine import evaluate, seed_everything
 from pspnet.errors import InputError
 from pspnet.inference import predict_logits
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer, poly_factor
+from pspnet.optim import poly_factor
 from pspnet.training_stats import DivergedError, IterationStats
 from tests.pspnet_model import engine_workers
 from tests.pspnet_model.engine_workers import MEAN, NUM_CLASSES, STD, Pictures
@@ -129,27 +129,14 @@ def test_the_learning_rate_follows_poly_over_the_whole_training(alone: dict[str,
     assert alone["lr"] == pytest.approx(0.02 * poly_factor(2 + engine_workers.NUM_ITERATIONS - 1, 10, 0.9))
 
 
-def epoch_of(model: PSPNet, batches: Iterable[Batch], **changes: Any) -> Any:
-    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
-    arguments: dict[str, Any] = {
-        "prepare": engine_workers.prepare,
-        "epoch": 0,
-        "start_iteration": 0,
-        "max_iterations": 10,
-        "power": 0.9,
-        "aux_loss_weight": 0.4,
-    }
-    return train_one_epoch(model, optimizer, batches, **arguments | changes)
-
-
 @pytest.mark.parametrize(("limit", "is_limited"), [(0.1, True), (1e6, False)])
 def test_a_limited_gradient_is_that_of_clip_grad_norm(limit: float, is_limited: bool) -> None:
     steps: list[IterationStats] = []
     model, by_hand = (engine_workers.new_model().double() for _ in range(2))
     batch = next(engine_workers.batches(0, 1))
-    epoch_of(model, [batch], max_gradient_norm=limit, on_iteration=steps.append)
+    engine_workers.train(model, [batch], max_gradient_norm=limit, on_iteration=steps.append)
 
-    optimizer = build_optimizer(by_hand, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
+    optimizer = engine_workers.new_optimizer(by_hand)
     images, target = engine_workers.prepare(batch)
     num_valid = (target != IGNORE_INDEX).sum()
     output = by_hand.train()(images, upsample=False)
@@ -165,7 +152,7 @@ def test_a_limited_gradient_is_that_of_clip_grad_norm(limit: float, is_limited: 
 def test_a_warm_up_is_linear_lr_chained_with_poly() -> None:
     rates: list[float] = []
     batch = next(engine_workers.batches(0, 1))
-    epoch_of(
+    engine_workers.train(
         engine_workers.new_model().double(),
         [batch] * 5,
         max_iterations=8,
@@ -195,7 +182,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_chan
         lambda gradient: gradient * torch.inf if next(calls) == 1 else gradient
     )
     with pytest.raises(DivergedError, match="gradient of iteration 1 is not finite, on image4") as caught:
-        epoch_of(
+        engine_workers.train(
             model,
             engine_workers.batches(0, 1),
             on_iteration=lambda _: seen.append(copy.deepcopy(dict(model.named_parameters()))),
@@ -211,7 +198,7 @@ def test_a_training_again_from_the_same_seed_is_equal_bit_by_bit() -> None:
         seed_everything(3)
         model = PSPNet(NUM_CLASSES, backbone="resnet18", head_channels=8, dropout=0.5).double()
         assert parallelise(model, "cpu") is model
-        stats = epoch_of(model, engine_workers.batches(0, 1))
+        stats = engine_workers.train(model, engine_workers.batches(0, 1))
         weights.append((stats.loss, copy.deepcopy(model.state_dict())))
     assert weights[0][0] == weights[1][0]
     assert all(torch.equal(weights[0][1][name], weights[1][1][name]) for name in weights[0][1])
@@ -225,7 +212,7 @@ def test_four_images_are_learnt_by_heart() -> None:
     target[2:, 16:] = 2
     images = torch.stack([(target == train_id).float() for train_id in range(3)], dim=1)
     steps: list[IterationStats] = []
-    epoch_of(
+    engine_workers.train(
         engine_workers.new_model(),
         itertools.repeat(next(engine_workers.batches(0, 1)), 30),
         prepare=lambda _: (images, target),
@@ -247,7 +234,7 @@ def test_bf16_trains_close_to_fp32() -> None:
     for precision in ("fp32", "bf16"):
         model = engine_workers.new_model()
         stats.append(
-            epoch_of(
+            engine_workers.train(
                 model,
                 engine_workers.batches(0, 1),
                 prepare=prepare_in_float32,
@@ -263,7 +250,7 @@ def test_the_wait_for_data_is_measured() -> None:
             time.sleep(0.05)
             yield batch
 
-    stats = epoch_of(engine_workers.new_model().double(), slow())
+    stats = engine_workers.train(engine_workers.new_model().double(), slow())
     assert stats.iterations == engine_workers.NUM_ITERATIONS
     assert 0.05 * stats.iterations <= stats.data_wait_s
     assert 0 < stats.images_per_s < 4 / 0.05
@@ -274,7 +261,7 @@ def test_one_image_per_worker_is_refused_with_a_remedy_before_the_first_step() -
     before = copy.deepcopy(model.state_dict())
     batches = engine_workers.batches(0, engine_workers.GLOBAL_BATCH_SIZE)
     with pytest.raises(InputError, match="at least 2 images at a time"):
-        epoch_of(model, batches)
+        engine_workers.train(model, batches)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from pspnet.engine import train_one_epoch
 from pspnet.freezing import Frozen, freeze, train_mode
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer
 from tests.pspnet_model import engine_workers
 
 STEM = ("backbone.conv1.", "backbone.bn1.")
@@ -20,17 +18,7 @@ def changed(batches: Any = None, **frozen: Any) -> tuple[PSPNet, set[str]]:
     model = engine_workers.new_model().double()
     freeze(model, **frozen)
     before = copy.deepcopy(model.state_dict())
-    train_one_epoch(
-        model,
-        build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4),
-        batches or engine_workers.batches(0, 1),
-        prepare=engine_workers.prepare,
-        epoch=0,
-        start_iteration=0,
-        max_iterations=10,
-        power=0.9,
-        aux_loss_weight=0.4,
-    )
+    engine_workers.train(model, batches or engine_workers.batches(0, 1))
     return model, {name for name, value in model.state_dict().items() if not value.equal(before[name])}
 
 

@@ -15,10 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pspnet.data import Batch
 from pspnet.distributed import parallelise
-from pspnet.engine import train_one_epoch
 from pspnet.flops import Arithmetic, peak_flops, training_flops
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer
 from pspnet.timing import PARTS
 from pspnet.training_stats import IterationStats, TrainStats
 from tests.pspnet_model import engine_workers
@@ -56,7 +54,7 @@ def timed(
         return engine_workers.prepare(batch)
 
     model = engine_workers.new_model().double()
-    optimizer = build_optimizer(model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4)
+    optimizer = engine_workers.new_optimizer(model)
     if slow == "forward":
         model.backbone.register_forward_pre_hook(lambda *_: pause())
     if slow == "backward":
@@ -64,16 +62,11 @@ def timed(
     if slow == "optimizer":
         optimizer.register_step_pre_hook(lambda *_: pause())
     steps: list[IterationStats] = []
-    stats = train_one_epoch(
+    stats = engine_workers.train(
         parallelise(model, "cpu"),
-        optimizer,
         (slow_batches if slow == "data_wait" else engine_workers.batches)(rank, world_size),
+        optimizer=optimizer,
         prepare=slow_prepare if slow == "prepare" else engine_workers.prepare,
-        epoch=0,
-        start_iteration=0,
-        max_iterations=10,
-        power=0.9,
-        aux_loss_weight=0.4,
         on_iteration=steps.append,
     )
     return stats, steps

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from pspnet.averaging import new_average
 from pspnet.compilation import require_compiler
 from pspnet.distributed import parallelise, unwrapped
-from pspnet.engine import train_one_epoch
 from pspnet.errors import InputError
 from pspnet.freezing import Frozen, freeze, train_mode
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer
 from pspnet.recomputation import recompute_blocks
 from pspnet.training_stats import IterationStats
 from tests.pspnet_model import engine_workers
@@ -26,22 +24,8 @@ from tests.pspnet_model import engine_workers
 def train(model: nn.Module, **changes: Any) -> list[float]:
     """Train three iterations and return the losses."""
     steps: list[IterationStats] = []
-    network = unwrapped(model)
-    arguments: dict[str, Any] = {
-        "prepare": engine_workers.prepare,
-        "epoch": 0,
-        "start_iteration": 0,
-        "max_iterations": 10,
-        "power": 0.9,
-        "aux_loss_weight": 0.4,
-        "on_iteration": steps.append,
-    }
-    train_one_epoch(
-        model,
-        build_optimizer(network, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4),
-        engine_workers.batches(0, 1),
-        **arguments | changes,
-    )
+    arguments = {"on_iteration": steps.append} | changes
+    engine_workers.train(model, engine_workers.batches(0, 1), **arguments)
     return [step.loss for step in steps]
 
 

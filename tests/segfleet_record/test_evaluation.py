@@ -10,11 +10,12 @@ from PIL import Image
 
 from pspnet.errors import InputError
 from pspnet.labels import ClassTable
-from pspnet.store import Store, publish_store, write_shard
+from pspnet.store import Store
 from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
 from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.protocol import Protocol
 from segfleet.scores import Scores
+from tests.stores import write_store
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +87,8 @@ def test_a_split_that_is_not_there_is_refused(model: SegmentationModel, store: S
 def test_a_store_with_other_classes_is_refused(
     model: SegmentationModel, class_table: ClassTable, images: list[np.ndarray], tmp_path: Path
 ) -> None:
-    aside = tmp_path / "aside"
-    aside.mkdir()
     label = np.zeros(images[0].shape[:2], np.uint8)
-    shard = write_shard(aside / "val.arrow", [("a", images[0], label)], num_classes=2)
     fewer = ClassTable("two", tuple(info for info in class_table.classes if info.name != "sky"))
-    publish_store(
-        aside, tmp_path / "store", name="two", class_table=fewer, splits={"val": [shard]}, source={}
-    )
-    other = Store.open(tmp_path / "store")
+    other = write_store(tmp_path / "store", fewer, {"val": [("a", images[0], label)]})
     with pytest.raises(InputError, match=r"has 3 classes and .* has 2"):
         evaluate_model(model, other, protocol(other))

@@ -12,7 +12,7 @@ from PIL import Image
 from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, NYUV2_40, ClassTable
 from pspnet.metrics import ConfusionMatrix
-from pspnet.store import Store, publish_store, write_shard
+from pspnet.store import Store
 from segfleet.evaluation import evaluate_model, write_evaluation
 from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.prediction import predict_pictures
@@ -20,19 +20,7 @@ from segfleet.protocol import Protocol, ViewOptions
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 from segfleet.submission import ENDING, write_submission
-
-Pair = tuple[str, np.ndarray, np.ndarray | None]
-
-
-def published(folder: Path, table: ClassTable, splits: dict[str, list[Pair]]) -> Store:
-    aside = folder / "aside"
-    aside.mkdir(parents=True)
-    shards = {
-        split: [write_shard(aside / f"{split}.arrow", pairs, num_classes=table.num_classes)]
-        for split, pairs in splits.items()
-    }
-    publish_store(aside, folder / "store", name=table.name, class_table=table, splits=shards, source={})
-    return Store.open(folder / "store")
+from tests.stores import Picture, write_store
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +29,14 @@ def street_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("streets")
     draw_demo(folder / "demo", num_train=1, num_val=3, size=(96, 48))
     source = cityscapes_source(folder / "demo")
-    scenes: list[Pair] = []
+    scenes: list[Picture] = []
     for pair in source.listing().pairs:
         image, ids = source.read(pair)
         if pair.split == "val":
             assert ids is not None
             scenes.append((pair.name, image, CITYSCAPES.train_id_of(ids, where=pair.name)))
-    unlabelled: Pair = ("nowhere_000000_000019", scenes[0][1], None)
-    return published(folder, CITYSCAPES, {"val": scenes, "test": [unlabelled]})
+    unlabelled: Picture = ("nowhere_000000_000019", scenes[0][1], None)
+    return write_store(folder / "store", CITYSCAPES, {"val": scenes, "test": [unlabelled]})
 
 
 def model_of(table: ClassTable, write_checkpoint: Callable[..., Path], folder: Path) -> SegmentationModel:
@@ -107,7 +95,7 @@ def test_names_that_are_not_cityscapes_are_refused(
     street_model: SegmentationModel, street_store: Store, tmp_path: Path
 ) -> None:
     image = np.zeros((33, 33, 3), np.uint8)
-    other = published(tmp_path, CITYSCAPES, {"val": [("holiday", image, None)]})
+    other = write_store(tmp_path / "store", CITYSCAPES, {"val": [("holiday", image, None)]})
     protocol = Protocol(store_digest=other.digest, split="val")
     with pytest.raises(InputError, match="but one is 'holiday'"):
         write_submission(street_model, other, protocol, tmp_path / "out")
@@ -119,13 +107,13 @@ def test_rooms_are_refused_as_a_submission_and_work_in_all_other_ways(
 ) -> None:
     """Two rooms of NYU Depth V2's 40 classes, one of them smaller than the sliding window."""
     random = np.random.default_rng(0)
-    rooms: list[Pair] = []
+    rooms: list[Picture] = []
     for number, (height, width) in enumerate(((48, 64), (30, 40))):
         image = random.integers(0, 256, (height, width, 3), np.uint8)
         label = np.kron(random.integers(0, 40, (height // 2, width // 2)), np.ones((2, 2))).astype(np.uint8)
         label[:3] = 255
         rooms.append((f"{number:04d}", image, label))
-    store = published(tmp_path, NYUV2_40, {"val": rooms})
+    store = write_store(tmp_path / "store", NYUV2_40, {"val": rooms})
     model = model_of(NYUV2_40, write_checkpoint, tmp_path)
     for name in ("whole", "semseg", "semseg_ms", "mmseg", "mmseg_ms"):
         protocol = ViewOptions(protocol=name).protocol_on(store.digest, "val", crop_size=33)

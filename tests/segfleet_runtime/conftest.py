@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pspnet.labels import IGNORE_INDEX, ClassInfo, ClassTable
-from pspnet.store import publish_store, write_shard
 from segfleet.config import TrainingConfig
 from segfleet.override import override
 from segfleet.presets import tiny
+from tests.stores import write_store
 
 TABLE = ClassTable(
     name="patches",
@@ -42,15 +42,9 @@ def pictures(split: str, num_images: int) -> Iterator[tuple[str, np.ndarray, np.
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 training and 3 validation images of two sizes."""
-    folder = tmp_path_factory.mktemp("store")
-    aside = folder / "aside"
-    aside.mkdir()
-    splits = {
-        split: [write_shard(aside / f"{split}.arrow", pictures(split, num), num_classes=TABLE.num_classes)]
-        for split, num in (("train", 12), ("val", 3))
-    }
-    publish_store(aside, folder / "store", name="patches", class_table=TABLE, splits=splits, source={})
-    return folder / "store"
+    path = tmp_path_factory.mktemp("store") / "store"
+    write_store(path, TABLE, {"train": pictures("train", 12), "val": pictures("val", 3)})
+    return path
 
 
 @pytest.fixture

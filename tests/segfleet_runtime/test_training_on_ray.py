@@ -1,6 +1,5 @@
 """Laws of one training through Ray Train: two workers, a killed worker, input that only a worker can refuse."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
@@ -22,6 +20,7 @@ from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.override import override
 from segfleet.trainer import TrainingResult, build_trainer, fit
+from tests.faults.oracles import training_processes
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
@@ -38,16 +37,6 @@ def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def two_workers(config: TrainingConfig) -> TrainingConfig:
     return override(config, {"workers.num_workers": 2, "schedule.global_batch_size": 4})
-
-
-def training_processes() -> list[psutil.Process]:
-    """Return the worker processes of the cluster that this process started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if "RayTrainWorker" in "".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 def kill_a_worker_after(checkpoint: Path) -> threading.Thread:
