@@ -31,7 +31,7 @@ from reference_pipelines import (
     Reader,
     references,
 )
-from reporting import Pair, cell, pictures, pin_to_one_core, versions, write_between
+from reporting import Pair, cell, parser_of, pictures, pin_to_one_core, record, versions
 
 from pspnet.data import Batch, train_batches
 from pspnet.labels import CITYSCAPES
@@ -58,9 +58,7 @@ def main() -> None:
     table = _table(ratios, rounds, sizes)
     conditions = [f"pictures: {origin}", *notes, f"{len(rounds)} rounds, core {core}, {versions()}"]
     text = "\n".join([table, "", *(f"- {line}" for line in conditions)])
-    print(text)
-    if options.write:
-        write_between(options.write, "data_path", text)
+    record(text, "data_path", options.write)
     print(
         json.dumps(
             {
@@ -74,7 +72,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Samples a second of the data path, on one core.")
+    parser = parser_of("Samples a second of the data path, on one core.", quick="3 rounds, under 50 s")
     parser.add_argument(
         "--cityscapes", type=Path, help="folder with leftImg8bit and gtFine; else drawn noise"
     )
@@ -82,8 +80,6 @@ def _options() -> argparse.Namespace:
         "--semseg", type=Path, help="checkout of semseg, whose own code is then the reference"
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="3 rounds, under 50 s")
-    parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     return parser.parse_args()
 
 

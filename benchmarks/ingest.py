@@ -8,7 +8,6 @@ duplicates, statistics, shards, page of findings). The last line of output is JS
     python benchmarks/ingest.py --cityscapes DIR --write benchmarks/README.md
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -23,7 +22,7 @@ from statistics import median
 import numpy as np
 import ray
 from PIL import Image
-from reporting import cell, pictures, versions, write_between
+from reporting import cell, parser_of, pictures, record, versions
 
 from pspnet.labels import CITYSCAPES, IGNORE_INDEX
 from segfleet.cluster import connect
@@ -40,15 +39,13 @@ for _entry in CITYSCAPES.classes:
 
 def main() -> None:
     """Measure, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="32 pairs, 1 round")
     parser.add_argument(
         "--cityscapes", type=Path, help="folder with leftImg8bit and gtFine; else drawn noise"
     )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="32 pairs, 1 round")
-    parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     num_pairs, num_rounds = (32, 1) if options.quick else (options.pairs, options.rounds)
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
@@ -65,9 +62,7 @@ def main() -> None:
     text += "\n\n" + "\n".join(
         f"- {line}" for line in [f"pictures: {origin}, turned about", f"{num_rounds} rounds, {versions()}"]
     )
-    print(text)
-    if options.write:
-        write_between(options.write, "ingest", text)
+    record(text, "ingest", options.write)
     ratio = median(decoded / raw for decoded, raw, _ in rounds)
     print(json.dumps({"ingest_vs_decoding": round(ratio, 3)}))
 

@@ -7,14 +7,12 @@ repeated, and interrupted ones go on. The last line of output is JSON.
     python benchmarks/parts.py --store stores/camvid --storage-dir runs/parts --write benchmarks/README.md
 """
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from reporting import versions, write_between
+from reporting import parser_of, versions, write_between
 
 from segfleet.config import TrainingConfig
 from segfleet.override import override
@@ -33,13 +31,12 @@ NUM_SEEDS = (3, 3, 1, 1)
 
 def main() -> None:
     """Train what is missing, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--store", required=True, help="CamVid, ingested by jobs/ingest_folder.py")
     parser.add_argument("--storage-dir", default="runs/parts")
     parser.add_argument("--backbone-weights", default="imagenet", help="or a file")
     parser.add_argument("--seeds", type=int, nargs=len(ROWS), default=NUM_SEEDS)
     parser.add_argument("--epochs", type=int, default=camvid_mobilenetv2().schedule.num_epochs)
-    parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     base = override(
         camvid_mobilenetv2(),

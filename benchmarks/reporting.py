@@ -1,5 +1,6 @@
 """What the benchmarks share: pictures of Cityscapes' size, versions, and the tables in README.md."""
 
+import argparse
 import os
 import platform
 import subprocess
@@ -20,6 +21,15 @@ from pspnet.labels import CITYSCAPES
 MAX_PAIRS = 16
 Pair = tuple[np.ndarray, np.ndarray]
 """A picture, uint8 (h, w, 3), and its train ids, uint8 (h, w)."""
+
+
+def parser_of(description: str, *, quick: str = "") -> argparse.ArgumentParser:
+    """Return a parser of what the benchmarks share: --write, and --quick where `quick` says what is then measured."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    if quick:
+        parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
+    return parser
 
 
 def pin_to_one_core() -> str:
@@ -82,6 +92,13 @@ def versions() -> str:
     ]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     return ", ".join([f"Python {platform.python_version()}", *named, f"commit {commit}"])
+
+
+def record(text: str, name: str, path: Path | None) -> None:
+    """Print what was measured; where there is a `path`, also put it between the marks of `name` in that file."""
+    print(text)
+    if path is not None:
+        write_between(path, name, text)
 
 
 def write_between(path: Path, name: str, text: str) -> None:

@@ -10,7 +10,6 @@ one unit is an epoch of the base configuration. The last line of output is JSON.
     python benchmarks/search_efficiency.py --write benchmarks/README.md
 """
 
-import argparse
 import heapq
 import json
 import math
@@ -25,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from reporting import versions, write_between
+from reporting import parser_of, record, versions
 
 from segfleet.config import TrainingConfig
 from segfleet.override import override
@@ -98,13 +97,11 @@ class Curves:
 
 def main() -> None:
     """Replay, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="10 seeds, the default way only")
     parser.add_argument("--curves", type=Path, default=Path(__file__).with_name("curves.json"))
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--trials", type=int, default=NUM_RANDOM_TRIALS, help="that random search trains")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="10 seeds, the default way only")
-    parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     seeds = range(10 if options.quick else options.seeds)
     curves = Curves(options.curves)
@@ -122,9 +119,7 @@ def main() -> None:
             )
     text = _table(options.trials, random, targets, costs)
     text += f"\n\n- curves: {curves.about}\n- {len(seeds)} seeds, {versions()}"
-    print(text)
-    if options.write:
-        write_between(options.write, "search_efficiency", text)
+    record(text, "search_efficiency", options.write)
     ratios = [trace[-1][0] / cost for trace, cost in zip(random, costs[OURS.name], strict=True)]
     print(json.dumps({"cost_ratio_vs_random": round(median(ratios), 2), "seeds": len(seeds)}))
 

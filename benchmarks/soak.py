@@ -7,7 +7,6 @@ counts is the last quarter of the studies against the second (the first fills ca
     python benchmarks/soak.py --hours 2 --write benchmarks/README.md --csv soak.csv
 """
 
-import argparse
 import contextlib
 import csv
 import io
@@ -25,7 +24,7 @@ from statistics import median
 
 import psutil
 from ray.util.state import list_actors, list_placement_groups
-from reporting import versions, write_between
+from reporting import parser_of, record, versions
 from tracking_outage import MlflowServer
 
 from segfleet.cluster import connect
@@ -61,11 +60,9 @@ class Held:
 
 def main() -> None:
     """Search until the time is over, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="four studies, two minutes, most of them Ray's")
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--quick", action="store_true", help="four studies, two minutes, most of them Ray's")
     parser.add_argument("--csv", type=Path, help="file for what is held after each study")
-    parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes with this process
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
@@ -77,9 +74,7 @@ def main() -> None:
         _table(held)
         + f"\n\n- {len(held)} studies of two trials in {held[-1].seconds / 60:.0f} minutes, {versions()}"
     )
-    print(text)
-    if options.write:
-        write_between(options.write, "soak", text)
+    record(text, "soak", options.write)
     second, last = _quarters(held)
     grown = {
         name: round(last[name] - second[name], 2) for name in second if name not in ("seconds", "study_s")

@@ -8,7 +8,6 @@ time with a server before it; afterwards every point must be on the server, once
     python benchmarks/tracking_outage.py --write benchmarks/README.md
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -25,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from reporting import cell, pin_to_one_core, versions, write_between
+from reporting import cell, parser_of, pin_to_one_core, record, versions
 
 from segfleet.config import TrainingConfig
 from segfleet.config_json import to_json
@@ -83,13 +82,11 @@ class MlflowServer:
 
 def main() -> None:
     """Measure, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="one outage of 10 seconds")
     parser.add_argument("--outages", type=int, default=4)
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="of an outage, and of the time between two"
     )
-    parser.add_argument("--quick", action="store_true", help="one outage of 10 seconds")
-    parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes with this process
     num_outages, seconds = (1, 10.0) if options.quick else (options.outages, options.seconds)
@@ -107,9 +104,7 @@ def main() -> None:
         f"- {num_outages} outages of {seconds:.0f} s, core {core}, {versions()}",
     ]
     text = "\n".join(lines)
-    print(text)
-    if options.write:
-        write_between(options.write, "tracking_outage", text)
+    record(text, "tracking_outage", options.write)
     print(
         json.dumps(
             {

@@ -9,7 +9,6 @@ The last line of output is JSON.
     python benchmarks/trial_overhead.py --write benchmarks/README.md
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -25,7 +24,7 @@ from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
-from reporting import cell, versions, write_between
+from reporting import cell, parser_of, record, versions
 
 from segfleet.checkpoint import newest_good
 from segfleet.cluster import connect
@@ -46,13 +45,9 @@ CROP_SIZE = 33
 
 def main() -> None:
     """Measure, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="2 trials, 1 round: two minutes, most of them Ray's")
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--quick", action="store_true", help="2 trials, 1 round: two minutes, most of them Ray's"
-    )
-    parser.add_argument("--write", type=Path, help="file whose marked part is replaced")
     options = parser.parse_args()
     num_trials, num_rounds = (2, 1) if options.quick else (options.trials, options.rounds)
     with tempfile.TemporaryDirectory(prefix="trials-") as folder, connect(folder, has_dashboard=True):
@@ -70,9 +65,7 @@ def main() -> None:
                 print(f"round {number + 1} of {num_rounds}, {way}: {of_round[way]}", flush=True)
             rounds.append(of_round)
     text = _table(rounds) + f"\n\n- {num_rounds} rounds of {num_trials} trials each way, {versions()}"
-    print(text)
-    if options.write:
-        write_between(options.write, "trial_overhead", text)
+    record(text, "trial_overhead", options.write)
     print(
         json.dumps(
             {
