@@ -234,21 +234,21 @@ class Axis:
 
     def inside(self, device: torch.device) -> Tensor:
         """Return which rows of the crop lie in the image."""
-        return torch.from_numpy(self.is_inside).to(device)
+        return _sent(self.is_inside, device)
 
     def interpolate(self, image: Tensor, *, dim: int) -> Tensor:
         """Return the weighted sums of two neighbours along `dim`, float32."""
         shape = [-1 if axis == dim else 1 for axis in range(image.dim())]
-        weight = torch.from_numpy(self.weight).to(image.device).view(shape)
+        weight = _sent(self.weight, image.device).view(shape)
         low, high = (
-            image.index_select(dim, torch.from_numpy(index).to(image.device)).float()
+            image.index_select(dim, _sent(index, image.device)).float()
             for index in (self.low, np.minimum(self.high, image.shape[dim] - 1))
         )
         return torch.lerp(low, high, weight)
 
     def pick(self, label: Tensor, *, dim: int) -> Tensor:
         """Return the nearest neighbours along `dim`."""
-        return label.index_select(dim, torch.from_numpy(self.nearest).to(label.device))
+        return label.index_select(dim, _sent(self.nearest, label.device))
 
 
 def gaussian_taps(sigma: float) -> np.ndarray:
@@ -266,5 +266,11 @@ def _rotation_margin(angle: float, side: int, other: int) -> int:
     return math.ceil(max(0.0, reach)) + 1
 
 
-def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
+    return _sent(np.array(values, np.float32), torch.device(device)).view(-1, 1, 1)
+
+
+def _sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """Return the values on `device`; to a GPU from pinned memory, since any other copy waits for all before it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
