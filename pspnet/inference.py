@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pspnet.errors import InputError
-from pspnet.loss import CELLS_PER_STRIP
+from pspnet.loss import cells_per_strip
 from pspnet.model import PSPNet, upsampled
 from pspnet.sizes import Size, notation, sides
 from pspnet.transforms import normalise
@@ -162,10 +162,10 @@ def argmax_by_strips(
     logits: Float[Tensor, "n c fh fw"], output_stride: int, height: int, width: int
 ) -> UInt8[Tensor, "n {height} {width}"]:
     """Return the argmax of the upsampled logits' first `height` x `width` pixels, row by row."""
-    num_rows = logits.shape[2]
+    num_rows, step = logits.shape[2], cells_per_strip(logits, output_stride)
     prediction = torch.empty(len(logits), height, width, dtype=torch.uint8, device=logits.device)
-    for first in range(0, max(1, num_rows - 1), CELLS_PER_STRIP):
-        pixels = upsampled(logits[:, :, first : first + CELLS_PER_STRIP + 1], output_stride)
+    for first in range(0, max(1, num_rows - 1), step):
+        pixels = upsampled(logits[:, :, first : first + step + 1], output_stride)
         rows = prediction[:, first * output_stride : first * output_stride + pixels.shape[2]]
         rows.copy_(pixels[:, :, : rows.shape[1], :width].argmax(1))
     return prediction

@@ -20,7 +20,9 @@ from pspnet.model import PSPNetOutput, at_least_float32, upsampled
 from pspnet.ohem import hard_pixels
 
 CELLS_PER_STRIP = 8
-"""Rows of cells upsampled at a time: their pixels stay in the cache of a core."""
+"""Rows of cells upsampled at a time on a CPU: their pixels stay in the cache of a core."""
+STRIP_BYTES = 2**27
+"""Of upsampled logits at a time on a GPU, which wants few kernels with much to do; the loss keeps four times that."""
 
 
 class SegmentationLoss(NamedTuple):
@@ -100,6 +102,15 @@ def summed_cross_entropy(
     return _CrossEntropyByStrips.apply(at_least_float32(logits), target, output_stride, kind)
 
 
+def cells_per_strip(logits: Float[Tensor, "n c fh fw"], output_stride: int) -> int:
+    """Return how many rows of cells are upsampled at a time on the device of `logits`."""
+    if logits.device.type == "cpu":
+        return CELLS_PER_STRIP
+    num_images, num_classes, _, num_columns = logits.shape
+    bytes_per_row = num_images * num_classes * num_columns * output_stride**2 * max(4, logits.element_size())
+    return max(CELLS_PER_STRIP, STRIP_BYTES // bytes_per_row)
+
+
 def target_probabilities(
     logits: Float[Tensor, "n c fh fw"], target: Int64[Tensor, "n h w"], output_stride: int
 ) -> Float[Tensor, "n h w"]:
@@ -107,7 +118,7 @@ def target_probabilities(
     logits = at_least_float32(logits.detach())
     probabilities = logits.new_ones(target.shape)
     height, width = target.shape[1:]
-    for first, last, rows in _strips(logits.shape[2], height, output_stride):
+    for first, last, rows in _strips(logits, height, output_stride):
         wanted = target[:, rows]
         with torch.autocast(logits.device.type, enabled=False):
             pixels = upsampled(logits[:, :, first : last + 1], output_stride)
@@ -128,13 +139,14 @@ def _summed_loss(pixels: Tensor, target: Tensor, kind: CrossEntropy) -> Tensor:
     )
 
 
-def _strips(num_rows: int, height: int, stride: int) -> Iterator[tuple[int, int, slice]]:
+def _strips(logits: Tensor, height: int, stride: int) -> Iterator[tuple[int, int, slice]]:
     """Yield first and last row of cells of each strip, and the rows of pixels that are taken from it.
 
     Neighbouring strips share a row of cells, whose row of pixels belongs to the lower strip.
     """
-    for first in range(0, max(1, num_rows - 1), CELLS_PER_STRIP):
-        last = min(first + CELLS_PER_STRIP, num_rows - 1)
+    num_rows, step = logits.shape[2], cells_per_strip(logits, stride)
+    for first in range(0, max(1, num_rows - 1), step):
+        last = min(first + step, num_rows - 1)
         yield first, last, slice(first * stride, height if last == num_rows - 1 else last * stride)
 
 
@@ -147,7 +159,7 @@ class _CrossEntropyByStrips(torch.autograd.Function):
             gradient = torch.zeros_like(logits)
             total = torch.zeros((), dtype=logits.dtype, device=logits.device)
             height, width = target.shape[1:]
-            for first, last, rows in _strips(logits.shape[2], height, stride):
+            for first, last, rows in _strips(logits, height, stride):
                 strip = logits[:, :, first : last + 1].detach().requires_grad_()
                 wanted = target[:, rows]
                 pixels = upsampled(strip, stride)[:, :, : wanted.shape[1], :width]

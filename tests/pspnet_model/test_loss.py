@@ -14,7 +14,9 @@ from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import (
     CELLS_PER_STRIP,
+    STRIP_BYTES,
     CrossEntropy,
+    cells_per_strip,
     segmentation_loss,
     summed_cross_entropy,
     valid_weight,
@@ -60,6 +62,15 @@ def test_the_loss_by_strips_is_that_of_the_upsampled_logits_with_its_gradient(
     torch.testing.assert_close(
         torch.autograd.grad(3 * strips, logits), torch.autograd.grad(3 * whole, logits)
     )
+
+
+def test_strips_are_as_high_as_their_device_wants() -> None:
+    """A row of cells of 16 crops of 713 is 8 x 720 pixels of 19 float32: 19 rows fit in 2**27 bytes."""
+    crops = torch.empty(16, 19, 90, 90, device="meta", dtype=torch.bfloat16)
+    assert cells_per_strip(crops, 8) == STRIP_BYTES // (16 * 19 * 8 * 720 * 4) == 19
+    assert cells_per_strip(torch.empty(1, 19, 129, 257, device="meta"), 8) == 107
+    assert cells_per_strip(torch.empty(10**4, 19, 90, 90, device="meta"), 8) == CELLS_PER_STRIP
+    assert cells_per_strip(torch.empty(1, 19, 9, 9), 8) == CELLS_PER_STRIP
 
 
 def test_shares_of_unequal_workers_sum_to_the_loss_and_gradient_of_one() -> None:
