@@ -1,8 +1,10 @@
 """SGD with momentum, the heads at a multiple of the backbone's rate, and the poly schedule."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pspnet.model import PSPNet
 
@@ -36,6 +38,21 @@ def build_optimizer(
     """Return SGD over `parameter_groups`; `weight_decay` is on all parameters, as in the paper's code."""
     groups = parameter_groups(model, base_lr=base_lr, head_lr_factor=head_lr_factor, min_lr=min_lr)
     return torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over `optimizer.state_dict()` of a checkpoint, whose tensors lie in memory as safetensors keeps them.
+
+    Momentum gets the strides of its parameter again: where they differ, torch steps one parameter after another
+    instead of all in a few kernels.
+    """
+    optimizer.load_state_dict(dict(state))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            values = optimizer.state.get(parameter, {})
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def poly_factor(iteration: int, max_iterations: int, power: float) -> float:

@@ -41,7 +41,7 @@ from pspnet.loss import CrossEntropy
 from pspnet.memory import GIB
 from pspnet.metrics import ConfusionMatrix
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer
+from pspnet.optim import build_optimizer, load_optimizer_state
 from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.published import load_network_weights
 from pspnet.recomputation import recompute_blocks
@@ -364,7 +364,7 @@ class Training:
         """Take over the checkpoint's weights and optimizer state; return the metrics of its last whole epoch."""
         check_same_training(self.config, self.store, checkpoint)
         self.model.load_state_dict(checkpoint.trained_state)
-        self.optimizer.load_state_dict(checkpoint.optimizer_state)
+        load_optimizer_state(self.optimizer, checkpoint.optimizer_state)
         if self.average is not None:
             self.evaluated_model.load_state_dict(checkpoint.model_state)
             self.average.n_averaged.fill_(checkpoint.state["iteration"])

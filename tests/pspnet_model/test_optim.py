@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer, parameter_groups, poly_factor, set_lr
+from pspnet.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    parameter_groups,
+    poly_factor,
+    set_lr,
+)
 
 
 def test_the_backbone_learns_at_base_lr_and_everything_else_at_ten_times_that() -> None:
@@ -60,6 +66,22 @@ def test_two_steps_of_sgd_by_hand() -> None:
         after_first = 1 - lr * first
         second = 0.9 * first - 0.25 + 0.01 * after_first
         torch.testing.assert_close(weight[0].item(), after_first - lr * second, rtol=1e-6, atol=0)
+
+
+def test_loaded_momentum_lies_in_memory_as_its_parameter_does() -> None:
+    """As safetensors keeps it, it is contiguous; the network is in channels_last."""
+    model = PSPNet(3, backbone="resnet18", head_channels=8).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, base_lr=0.01, head_lr_factor=10.0, momentum=0.9, weight_decay=5e-4)
+    weights = list(model.parameters())
+    state = optimizer.state_dict()
+    stored = [torch.randn(weight.shape) for weight in weights]
+    state["state"] = {number: {"momentum_buffer": tensor} for number, tensor in enumerate(stored)}
+    load_optimizer_state(optimizer, state)
+    order = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight, before in zip(order, stored, strict=True):
+        momentum = optimizer.state[weight]["momentum_buffer"]
+        assert momentum.stride() == weight.stride()
+        assert torch.equal(momentum, before)
 
 
 def test_the_rate_falls_to_the_least_one_of_every_group() -> None:
