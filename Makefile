@@ -11,7 +11,7 @@ MOBILENET := $(wildcard $(SEGFLEET_DATA)/weights/mobilenet_v2_imagenet_features.
 SEMSEG ?=
 
 .PHONY: help install demo demo-stop test test-slow faults faults-all check audit fuzz format
-.PHONY: bench-data bench-model bench-inference bench-overhead bench-parts bench-search soak
+.PHONY: bench-data bench-model bench-inference bench-gpu bench-overhead bench-parts bench-search soak
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-data how fast samples are read and pictures ingested; writes benchmarks/README.md"
 	@echo "make bench-model how fast a training step is; writes benchmarks/README.md"
 	@echo "make bench-inference how fast pictures are segmented; writes benchmarks/README.md"
+	@echo "make bench-gpu  training steps and predictions on a GPU, MFU, memory; writes benchmarks/README.md"
 	@echo "make bench-parts what the network's parts are worth on CamVid, in hours; writes benchmarks/README.md"
 	@echo "make bench-search what a trial and a search cost; writes benchmarks/README.md"
 	@echo "make soak       does anything grow in two hours of small studies? writes benchmarks/README.md"
@@ -94,6 +95,11 @@ bench-model: install
 bench-inference: install
 	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/inference.py --write benchmarks/README.md \
+	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
+
+bench-gpu: install
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python benchmarks/gpu.py --write benchmarks/README.md \
 	$(if $(CITYSCAPES),--cityscapes $(CITYSCAPES)) $(if $(SEMSEG),--semseg $(SEMSEG))
 
 bench-parts: install
