@@ -179,6 +179,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
             typed(hint, entry[name], name)
     except (InputError, StopIteration):
         return None
+    entry = {name: entry[name] for name in fields}  # of one kind, whatever else the line says
     if "file" in entry and not _is_copy(entry["file"], entry["artifact_dir"]):
         return None
     return entry

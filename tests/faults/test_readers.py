@@ -356,7 +356,8 @@ def test_a_spool_gives_its_whole_entries_whatever_lies_between(
     spool = tmp_path / "spool"
     spool.mkdir(exist_ok=True)
     path = spool / "run.points.jsonl"
-    hostile = json.dumps(changed(data.draw(st.sampled_from(ENTRIES)), data)).encode()
+    of_two_kinds = data.draw(st.sampled_from(ENTRIES)) | data.draw(st.sampled_from(ENTRIES))
+    hostile = json.dumps(changed(of_two_kinds, data)).encode()
     path.write_bytes(b"\n".join([json.dumps(ENTRIES[0]).encode(), torn, hostile, b""]))
     (spool / "run.points.sent").unlink(missing_ok=True)
     channel = Channel(spool, "run", "points")
@@ -365,6 +366,7 @@ def test_a_spool_gives_its_whole_entries_whatever_lies_between(
     assert found[0] == ENTRIES[0]
     assert found[-1] == ENTRIES[1]
     for entry in found:
+        assert any(entry.keys() == fields.keys() for fields in ENTRIES)
         copy = (spool / entry.get("file", "files/x/x")).resolve()
         assert copy.is_relative_to(spool.resolve() / "files")
         assert copy.parent.parent == spool.resolve() / "files"
