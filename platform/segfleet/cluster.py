@@ -21,6 +21,18 @@ from segfleet.secret import is_secret
 CONNECT_TIMEOUT_S = 5.0
 HALT_S = 90.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+QUIET_DAEMONS = {
+    # Nobody is sent the logs (log_to_driver), so their monitor need not look for files ten times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "1e9",
+    # What the agent of the node gathers for a dashboard that nobody opens.
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    "RAY_DASHBOARD_AGGREGATOR_AGENT_CHECK_MAIN_THREAD_LIVENESS_INTERVAL_SECONDS": "2",
+}
+"""Environment of the processes of a local cluster, which share the cores with the workers."""
+QUIET_CLUSTER = {"enable_metrics_collection": False, "task_events_report_interval_ms": 0}
+"""Settings of a local cluster: neither numbers for Prometheus nor the history of tasks."""
 LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
 
 
@@ -114,6 +126,11 @@ def max_concurrent_trials(config: TrainingConfig) -> int:
     return max(1, _places(config.workers, _nodes()) // config.workers.num_workers)
 
 
+def is_single_node() -> bool:
+    """Whether the cluster that is connected is one node and stays that."""
+    return ray.is_initialized() and len(ray.nodes()) == 1 and not has_autoscaler()
+
+
 def has_autoscaler() -> bool:
     """Whether the cluster starts nodes of its own accord, so that what it lacks now may come.
 
@@ -195,8 +212,7 @@ def _start_local(*, has_dashboard: bool) -> None:
     """Start a cluster whose address is known before its first process starts."""
     port, dashboard_port = free_ports(2)
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-    try:
+    with _environment({"RAY_GCS_SERVER_PORT": str(port)} | QUIET_DAEMONS):
         ray.init(
             address="local",
             include_dashboard=has_dashboard,
@@ -207,10 +223,21 @@ def _start_local(*, has_dashboard: bool) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"RAY_ADDRESS": address}},
+            _system_config=dict(QUIET_CLUSTER),
         )
-    finally:
-        del os.environ["RAY_GCS_SERVER_PORT"]
     os.environ["RAY_ADDRESS"] = address
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Have these in the environment meanwhile; what a person set stays."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def tune_ray() -> None:
@@ -222,7 +249,7 @@ def tune_ray() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    if ray.is_initialized() and len(ray.nodes()) == 1 and not has_autoscaler():
+    if is_single_node():
         # a warning before the only node goes helps nobody: seconds of imports saved at every start
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 

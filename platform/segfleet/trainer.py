@@ -38,6 +38,7 @@ from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_o
 from segfleet.override import flat, override
 from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.ray_train import GroupTrainer
 from segfleet.run_writer import RunWriter, end_run
 from segfleet.secret import masked, secrets_of
 from segfleet.torsos import set_aside
@@ -218,7 +219,7 @@ def train_run(
     """Return the Ray Train run of `worker(settings)` in the processes that `config.workers` asks for."""
     cluster.tune_ray()
     workers = config.workers
-    return TorchTrainer(
+    return GroupTrainer(
         _knowing(secrets_of(os.environ, config.tracking.tracking_uri), worker),
         train_loop_config=settings,
         scaling_config=ScalingConfig(

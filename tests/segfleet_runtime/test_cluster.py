@@ -119,8 +119,11 @@ def test_a_local_cluster_lives_as_long_as_its_context_and_its_processes_know_it(
 
         return platform.python_version(), os.environ.get("RAY_ADDRESS")
 
+    before = dict(os.environ)
     with cluster.connect(tmp_path) as connection:
         assert connection.is_local
+        assert {name: os.environ[name] for name in before} == before
+        assert not set(cluster.QUIET_DAEMONS) & (set(os.environ) - set(before))
         version, address = ray.get(seen_by_a_worker.remote())
         assert version == standard_platform.python_version()
         assert address == connection.address
@@ -132,6 +135,22 @@ def test_a_local_cluster_lives_as_long_as_its_context_and_its_processes_know_it(
     host, _, port = connection.address.rpartition(":")
     with pytest.raises(OSError, match=r"refused|unreachable"):
         socket.create_connection((host, int(port)), timeout=2)
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_local_cluster_leave_the_cores_to_the_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody reads what its agent and its log monitor would gather; see docs/LOG.md, 2026-11-28."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster.connect(tmp_path):
+        actor: Any = ray.remote(num_cpus=0)(Living).remote()
+        ray.get(actor.own_id.remote())
+        logs = Path(ray.nodes()[0]["RayletSocketName"]).parents[1] / "logs"
+        assert list(logs.glob("worker-*.out"))
+        time.sleep(2)
+        assert ray.nodes()[0]["MetricsExportPort"] == -1
+        assert "Beginning to track file" not in (logs / "log_monitor.log").read_text()
 
 
 BESIDE = """

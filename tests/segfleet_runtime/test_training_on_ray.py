@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray._private.state import actors
 
 from pspnet.engine import evaluate
 from pspnet.model import PSPNet
@@ -78,6 +79,9 @@ def test_two_workers_repeat_and_survive_the_death_of_one(
     assert weights(killed) == weights(whole)
     assert killed.miou == whole.miou
     assert training_processes() == []
+    # no process that a training without Ray Data, on one node, under a driver, has no use for
+    started = {actor["ActorClassName"] for actor in actors().values()}
+    assert started == {"GroupController", "SynchronizationActor", "RayTrainWorker"}
 
     # the counts of two workers' shards are those of one process that reads the whole split
     assert whole.checkpoint_path is not None
