@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from gpu_ways import (
     NUM_CLASSES,
+    RECOMPUTED,
     Loss,
     Network,
     Networks,
@@ -304,7 +305,7 @@ def _measure_steps(
         if steps is not None:
             running.append((row, steps))
     _take_turns(card, running, num_rounds=options.rounds, calls_per_turn=options.steps)
-    return Case(batch_size=len(images), rows=rows, predicted=_counted_memory(networks.pspnet, images))
+    return Case(batch_size=len(images), rows=rows, predicted=_counted_memory(networks.pspnet, images, ways))
 
 
 def _begun(row: Row, card: Card, networks: Networks, images: Tensor, target: Tensor) -> Steps | None:
@@ -373,7 +374,7 @@ def _repeated(call: Callable[[], object]) -> Callable[[int], object]:
     return lambda number: [call() for _ in range(number)]
 
 
-def _counted_memory(network: PSPNet, images: Tensor) -> dict[str, int]:
+def _counted_memory(network: PSPNet, images: Tensor, ways: Sequence[Way]) -> dict[str, int]:
     """Return what pspnet.memory predicts of a step in half precision."""
 
     def build() -> PSPNet:
@@ -386,7 +387,8 @@ def _counted_memory(network: PSPNet, images: Tensor) -> dict[str, int]:
 
     return {
         how: step_memory(builder, images.shape[2], len(images), precision="bf16").peak
-        for how, builder in (("", build), ("recomputed", build_recomputed))
+        for how, builder in (("", build), (RECOMPUTED, build_recomputed))
+        if any(way.how == how for way in ways)
     }
 
 

@@ -34,7 +34,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_on_a_cpu_it_writes_its_tables_and_ends_with_json(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- gpu: begin -->\nnot measured yet\n<!-- gpu: end -->\nafter\n")
-    sizes = ("--backbone", "resnet18", "--crop", "65", "--batch", "2", "--rounds", "1", "--steps", "1")
+    sizes = ("--backbone", "resnet18", "--crop", "33", "--batch", "2", "--rounds", "1", "--steps", "1")
     shown = run("--device", "cpu", *sizes, "--quick", "--write", str(page))
     assert shown.returncode == 0, shown.stderr
     numbers = json.loads(shown.stdout.splitlines()[-1])
@@ -43,7 +43,7 @@ def test_on_a_cpu_it_writes_its_tables_and_ends_with_json(tmp_path: Path) -> Non
     assert numbers["gpu_mfu_bf16"] is None  # nobody knows the peak of a CPU
     text = page.read_text()
     assert "| 2 | **pspnet, bf16** |" in text
-    assert "| 65×65 | **pspnet, bf16** |" in text
+    assert "| 33×33 | **pspnet, bf16** |" in text
     assert "not measured yet" not in text
 
 
