@@ -21,14 +21,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pspnet.data import ROTATE_PROBABILITY, Batch
-from pspnet.engine import train_one_epoch
+from pspnet.data import ROTATE_PROBABILITY
 from pspnet.model import PSPNet
-from pspnet.optim import build_optimizer, poly_factor, set_lr
+from pspnet.optim import poly_factor, set_lr
 from pspnet.published import read_published
-from pspnet.training_stats import IterationStats
-from pspnet.transforms import Window
 from segfleet.presets import training_preset
+from tests.segfleet_config.recipe_steps import new_optimizer, steps_of
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +138,7 @@ def trained_by_semseg(semseg: Any, folder: Path, dtype: torch.dtype) -> Record:
 
 def test_parameter_groups_and_the_rate_of_each_iteration_are_semsegs(training: tuple[Record, PSPNet]) -> None:
     record, ours = training
-    optimizer = new_optimizer(ours)
+    optimizer = new_optimizer(ours, PRESET.optim)
     counts = [
         sum(len(names) for names, _ in record.groups[0][:5]),
         sum(len(n) for n, _ in record.groups[0][5:]),
@@ -186,52 +184,6 @@ def our_network(record: Record, folder: Path) -> PSPNet:
     return model
 
 
-def new_optimizer(model: PSPNet) -> torch.optim.SGD:
-    optim = PRESET.optim
-    return build_optimizer(
-        model,
-        base_lr=optim.base_lr,
-        head_lr_factor=optim.head_lr_factor,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        min_lr=optim.min_lr,
-    )
-
-
-def our_losses(model: PSPNet, record: Record) -> list[tuple[float, float]]:
-    losses: list[tuple[float, float]] = []
-
-    def prepare(batch: Batch) -> tuple[Tensor, Tensor]:
-        torch.manual_seed(len(losses))
-        return record.batches[len(losses)]
-
-    def note(stats: IterationStats) -> None:
-        losses.append((stats.main_loss, stats.aux_loss))
-
-    batches = [
-        Batch(
-            torch.zeros(4 * BATCH, dtype=torch.uint8),
-            [Window(0, 0, 1, 1)] * BATCH,
-            samples=[],
-            names=["a"] * BATCH,
-        )
-        for _ in record.batches
-    ]
-    train_one_epoch(
-        model,
-        new_optimizer(model),
-        batches,
-        prepare=prepare,
-        epoch=0,
-        start_iteration=0,
-        max_iterations=EPOCHS * ITERATIONS,
-        power=PRESET.optim.power,
-        aux_loss_weight=PRESET.optim.aux_loss_weight,
-        on_iteration=note,
-    )
-    return losses
-
-
 @pytest.mark.parametrize(
     ("dtype", "num_steps", "tolerance"), [(torch.float32, 2, 1e-5), (torch.float64, 10, 1e-9)]
 )
@@ -249,7 +201,9 @@ def test_the_losses_of_twenty_steps_are_semsegs(
     other side adds to it: that the steps are the same is seen in float64, before rounding has grown.
     """
     record = training[0] if dtype == torch.float32 else trained_by_semseg(semseg, tmp_path, dtype)
-    losses = our_losses(our_network(record, tmp_path).to(dtype), record)
+    model = our_network(record, tmp_path).to(dtype)
+    steps = steps_of(model, record.batches, PRESET.optim, max_iterations=EPOCHS * ITERATIONS)
+    losses = [(step.main_loss, step.aux_loss) for step in steps]
     assert len(losses) == len(record.losses) == EPOCHS * ITERATIONS
     print("relative differences", np.abs(np.array(losses) / np.array(record.losses) - 1).max(1))
     np.testing.assert_allclose(losses[:num_steps], record.losses[:num_steps], rtol=tolerance)
