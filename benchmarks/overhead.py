@@ -241,7 +241,9 @@ def _started(config: TrainingConfig, folder: Path, command: list[str]) -> Iterat
     environment.pop("RAY_ADDRESS", None)
     log = folder / "log.txt"
     with log.open("w") as file:
-        process = subprocess.Popen([*command, str(settings)], env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [*command, str(settings)], env=environment, stdout=file, stderr=file, start_new_session=True
+        )
     group = Group(process, folder, log)
     try:
         group.start()
