@@ -161,7 +161,7 @@ def execute(task: Task, place: Place, *, report: Report) -> None:
     except StoppedError:
         raise
     except Exception as error:
-        reason = reason_of(error)
+        reason = None if _is_group_gone(place) else reason_of(error)
         if reason is None:
             raise
         detail = masked("".join(traceback.format_exception(error)))
@@ -174,6 +174,11 @@ def execute(task: Task, place: Place, *, report: Report) -> None:
         raise
     if place.rank == 0:
         record_outcome(task.run_dir, Outcome(attempt=task.attempt, reason="complete"))
+
+
+def _is_group_gone(place: Place) -> bool:
+    """Whether Ray has taken this worker's group apart, to start another one: what fails here then is no defect."""
+    return place.world_size > 1 and not dist.is_initialized()
 
 
 def train(task: Task, place: Place, *, report: Report) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,14 +19,15 @@ from pspnet.memory import GIB
 from pspnet.model import PSPNet
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError
+from segfleet import worker
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.config_json import load_config, to_json
 from segfleet.memory import peak_bytes, predicted
-from segfleet.outcome import Outcome, message_of, reason_of, record_outcome
+from segfleet.outcome import Outcome, message_of, read_outcome, reason_of, record_outcome
 from segfleet.override import override
 from segfleet.trainer import check_data
-from segfleet.worker import Place, Task, new_cross_entropy, train
+from segfleet.worker import Place, Task, execute, new_cross_entropy, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 
@@ -316,3 +318,17 @@ def test_only_what_may_get_better_is_tried_again(error: Exception, reason: str |
     assert reason_of(error) == reason
     assert ("Raise schedule.accumulation_steps" in message_of(error)) == (reason == "oom")
     assert "\n" not in message_of(error)
+
+
+@pytest.mark.parametrize(("world_size", "reason"), [(1, "failed"), (2, None)])
+def test_what_fails_because_ray_took_the_group_apart_is_no_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int, reason: str | None
+) -> None:
+    """Ray destroys the process group of workers that it is about to replace, in the midst of their step."""
+    task = Task(config_json="", run_dir=str(tmp_path), run_id="", tracking_uri="", attempt="1")
+    error = ValueError("Default process group has not been initialized")
+    monkeypatch.setattr(worker, "train", mock.Mock(side_effect=error))
+    with pytest.raises(ValueError, match="process group"):
+        execute(task, Place(world_size=world_size), report=mock.Mock())
+    outcome = read_outcome(tmp_path, "1")
+    assert (outcome and outcome.reason) == reason
