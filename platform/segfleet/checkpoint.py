@@ -38,6 +38,8 @@ STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 PART_FOLDER = "part"
 ASIDE_PREFIX = ".aside-"
+NUM_NEWEST = 2
+"""Checkpoints that are kept beside the best one."""
 _EPOCH = re.compile(r"epoch_[0-9]{1,18}")
 _STATE = {
     "config": dict[str, Any],
@@ -180,7 +182,24 @@ def best_checkpoint(checkpoints_dir: str | Path) -> Path | None:
     return max(reversed(checkpoint_folders(checkpoints_dir)), key=_miou, default=None)
 
 
-def retain(checkpoints_dir: str | Path, *, num_newest: int = 2) -> None:
+def space_warning(checkpoints_dir: str | Path, checkpoint_bytes: int) -> str:
+    """Return what to say where a training's checkpoints will not fit on their disk; "" where they will.
+
+    At most there are the newest ones, the best, and the one that is being written.
+    """
+    folder, num_checkpoints = Path(checkpoints_dir), NUM_NEWEST + 2
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    needed = num_checkpoints * checkpoint_bytes - there
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free >= needed:
+        return ""
+    return (
+        f"storage: {num_checkpoints} checkpoints of {checkpoint_bytes / 2**30:.2f} GiB need {needed / 2**30:.2f} GiB, "
+        f"but {folder} has {free / 2**30:.2f} GiB free. Free some, or set tracking.storage_dir to a disk that has more."
+    )
+
+
+def retain(checkpoints_dir: str | Path, *, num_newest: int = NUM_NEWEST) -> None:
     """Delete all checkpoints but the newest ones and the best, those of parts, and what dead writers left."""
     kept = {*checkpoint_folders(checkpoints_dir)[-num_newest:], best_checkpoint(checkpoints_dir)}
     for folder in [*checkpoint_folders(checkpoints_dir), *Path(checkpoints_dir).glob(PART_FOLDER)]:

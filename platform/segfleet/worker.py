@@ -61,6 +61,7 @@ from segfleet.checkpoint import (
     newest_part,
     retain,
     save_checkpoint,
+    space_warning,
 )
 from segfleet.config import TrainingConfig
 from segfleet.config_json import from_json, to_json
@@ -260,6 +261,10 @@ class Training:
         self.average = new_average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.evaluated_model = self.model if self.average is None else unwrapped(self.average.module)
         """What is evaluated and kept: the weights, or their average."""
+        if place.rank == 0 and (
+            warning := space_warning(self.run_dir / "checkpoints", self._checkpoint_bytes())
+        ):
+            log.say(warning)
         self.notice = Notice(place.taken_back_at, asks=place.rank == 0)
         self._epochs_done = 0
         self._begun: EpochPart | None = None
@@ -526,6 +531,12 @@ class Training:
     def _save(self, metrics: dict[str, Any]) -> None:
         of_metrics = {"epoch": metrics["epoch"], "iteration": metrics["iteration"], "metrics": metrics}
         retain(self._write_checkpoint(metrics["checkpoint_path"], of_metrics).parent)
+
+    def _checkpoint_bytes(self) -> int:
+        """Return about how large a checkpoint is: the weights, their average if there is one, and momentum."""
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        momentum = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+        return weights * (1 if self.average is None else 2) + momentum
 
     def _write_checkpoint(self, folder: str | Path, state: Mapping[str, Any]) -> Path:
         return save_checkpoint(

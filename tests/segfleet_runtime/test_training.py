@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from segfleet.memory import peak_bytes, predicted
 from segfleet.outcome import Outcome, message_of, read_outcome, reason_of, record_outcome
 from segfleet.override import override
 from segfleet.trainer import check_data
-from segfleet.worker import Place, Task, execute, new_cross_entropy, train
+from segfleet.worker import PROGRESS_FILE, Place, Task, execute, new_cross_entropy, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 
@@ -332,3 +333,22 @@ def test_what_fails_because_ray_took_the_group_apart_is_no_defect(
         execute(task, Place(world_size=world_size), report=mock.Mock())
     outcome = read_outcome(tmp_path, "1")
     assert (outcome and outcome.reason) == reason
+
+
+@pytest.mark.parametrize("changes", [{}, {"optim.ema_decay": 0.9}], ids=["plain", "averaged"])
+def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    config = override(config, changes | {"schedule.num_epochs": 1})
+    trained(config, tmp_path / "enough")
+    assert "storage:" not in (tmp_path / "enough" / PROGRESS_FILE).read_text()
+    folder = tmp_path / "enough" / "checkpoints" / "epoch_0001"
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(3.9 * size)))
+    trained(config, tmp_path / "small")
+    before, _, _ = (tmp_path / "small" / PROGRESS_FILE).read_text().partition("epoch 1/1")
+    assert "storage: 4 checkpoints of " in before
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(4.1 * size)))
+    trained(config, tmp_path / "larger")
+    assert "storage:" not in (tmp_path / "larger" / PROGRESS_FILE).read_text()
