@@ -54,7 +54,7 @@ def main() -> None:
     if options.worker_settings is not None:
         _bare_worker(json.loads(options.worker_settings.read_text()))
         return
-    num_rounds, num_steps = (1, 50) if options.quick else (options.rounds, options.steps)
+    num_rounds, num_steps = (1, 25) if options.quick else (options.rounds, options.steps)
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), num_steps)
@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What Ray costs a training step.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--quick", action="store_true", help="one round of 50 steps, under 50 s")
+    parser.add_argument("--quick", action="store_true", help="one round of 25 steps")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--worker-settings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
