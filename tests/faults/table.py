@@ -33,6 +33,8 @@ class Table:
             seconds = [values["recovery_s"] for _, values in outcomes if "recovery_s" in values]
             steps = [int(values["steps_redone"]) for _, values in outcomes if "steps_redone" in values]
             recovery = f"{median(seconds):.1f} ({max(seconds):.1f})" if seconds else "-"
+            if noticed := [values["noticed_s"] for _, values in outcomes if "noticed_s" in values]:
+                recovery += f", noticed after {max(noticed):.0f}"
             redone = (
                 (f"{min(steps)} to {max(steps)}" if min(steps) < max(steps) else steps[0]) if steps else "-"
             )

@@ -1,8 +1,9 @@
 """Rows A2, C1, C3: whatever happens to a checkpoint, the weights in the end are those of an undisturbed run."""
 
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,50 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
     found = newest_good(checkpoints, say=pytest.fail)
     assert found is not None
     assert recovered(task, record_property, steps_redone=STEPS_PER_EPOCH) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 GiB in memory."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system in memory cannot be mounted by this user: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.fault("C1", "a small file system is full while a checkpoint is written")
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=LONG), pytest.param(0.99, marks=LONG)])
+def test_a_file_system_that_others_fill_costs_no_checkpoint(
+    config: TrainingConfig, small_disk: Path, expected: str, record_property: Recorded, share: float
+) -> None:
+    """Every file of the training lies there: its log, its curves and its reports meet the full disk as well."""
+    task = task_of(config, small_disk / "run")
+    assert train_in_process(task, fault="checkpoint.saved:kill:1") == -9
+    checkpoints = small_disk / "run" / "checkpoints"
+    size = sum(file.stat().st_size for file in (checkpoints / "epoch_0001").iterdir())
+    of_others = small_disk / "others"
+    fill(of_others, leave=int(share * size))
+    assert train_in_process(task) == 1
+    log = (small_disk / "run" / "progress.log").read_text()
+    assert [path.name for path in checkpoints.iterdir()] == ["epoch_0001"]
+    assert newest_good(checkpoints, say=pytest.fail) is not None
+    of_others.unlink()
+    assert recovered(task, record_property, steps_redone=STEPS_PER_EPOCH) == expected
+    if share:  # else there was no room for a line
+        assert "storage: " in log
+
+
+def fill(file: Path, *, leave: int) -> None:
+    """Write `file` until its file system has no more than `leave` bytes, and a page, free."""
+    with file.open("wb") as opened:
+        while (free := shutil.disk_usage(file.parent).free) > leave:
+            opened.write(bytes(min(free - leave, 2**20)))
+            opened.flush()
 
 
 @pytest.mark.fault("C3", "the newest checkpoint cut, changed in one byte, or deleted")

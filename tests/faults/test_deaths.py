@@ -1,10 +1,14 @@
 """Rows A1 and A3: a worker that dies or halts costs steps, never weights or points."""
 
+import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from segfleet import cluster, tracking, tracking_server
@@ -12,7 +16,7 @@ from segfleet.config import TrainingConfig
 from segfleet.faults import VARIABLE
 from segfleet.override import override
 from segfleet.trainer import TrainingResult, build_trainer, fit
-from tests.faults.oracles import History, assert_nothing_left, history, weights
+from tests.faults.oracles import History, assert_nothing_left, history, training_processes, weights
 
 pytestmark = [
     pytest.mark.slow,
@@ -113,7 +117,25 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
 def test_a_halted_worker_is_taken_for_dead(
     local: Cluster, config: TrainingConfig, record_property: Recorded
 ) -> None:
-    """Ray Train's health check asks each process: it hears nothing for HALT_S."""
+    """Ray Train's health check asks each process: it hears nothing for HALT_S. Noticed is what has been ended."""
     clean = local.undisturbed(config)
-    run = local.train(config, "halted", fault="training.step:stop:3")
+    with ThreadPoolExecutor(1) as others:
+        noticed = others.submit(seconds_until_noticed, local)
+        run = local.train(config, "halted", fault="training.step:stop:3")
+    record_property("noticed_s", noticed.result())
+    assert noticed.result() <= 120
     check_recovered(local, run, clean, record_property, num_steps=3)
+
+
+def seconds_until_noticed(local: Cluster) -> float:
+    """Wait until a process halts and is no more; return the seconds between."""
+    while not (halted := [worker for worker in training_processes() if is_halted(worker)]):
+        time.sleep(0.2)
+    halted[0].wait(timeout=600)
+    return time.time() - local.acted_file.stat().st_mtime
+
+
+def is_halted(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # it ended meanwhile
+        return process.status() == psutil.STATUS_STOPPED
+    return False
