@@ -19,7 +19,7 @@ from segfleet.ports import free_ports
 from segfleet.secret import is_secret
 
 CONNECT_TIMEOUT_S = 5.0
-HALT_S = 90.0
+HALT_S = 75.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 QUIET_DAEMONS = {
     # Nobody is sent the logs (log_to_driver), so their monitor need not look for files ten times a second.

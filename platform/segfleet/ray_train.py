@@ -4,11 +4,13 @@ On a machine whose cores are all taken by workers, what Ray's other processes co
 """
 
 import asyncio
+import os
 import threading
 from typing import Any
 
 import ray
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined] # made by protoc
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -21,6 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segfleet import cluster
 
+GROUP_END_S = 5
+"""How long the processes of a group may take to leave it before they are ended; a halted one never does. Ray: 30."""
 LONGEST_POLL_S = 1.0
 SHARE_OF_SILENCE = 0.1
 
@@ -67,6 +71,10 @@ class GroupTrainer(TorchTrainer):
 
 class GroupController(TrainController):
     """Asks its workers as often as news may be expected; that one of them is dead it hears from Ray, unasked."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, str(GROUP_END_S))
+        super().__init__(*values, **named)
 
     def _start_worker_group(self, *values: Any, **named: Any) -> None:
         super()._start_worker_group(*values, **named)
