@@ -1,14 +1,16 @@
 """What are the pyramid, the auxiliary loss and ImageNet's weights worth? The same training with and without each.
 
 Each row is the preset camvid_mobilenetv2 with one part left out, trained by the platform's own job for as many epochs,
-and scored at its end on whole validation images, one scale, no flip. Trainings that are there already are not
-repeated, and interrupted ones go on. The last line of output is JSON.
+and scored at its end on whole validation images, one scale, no flip. It takes hours: what is trained is recorded in
+parts.json and not trained again, and an interrupted training goes on. The last line of output is JSON.
 
     python benchmarks/parts.py --store stores/camvid --storage-dir runs/parts --write benchmarks/README.md
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -27,6 +29,19 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 NUM_SEEDS = (3, 3, 1, 1)
 """How often each row is trained, in the order of the rows."""
+RESULTS = Path(__file__).with_name("parts.json")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that is done; minutes are those of all epochs, evaluation included."""
+
+    row: str
+    seed: int
+    epochs: int
+    miou: float
+    minutes: float
+    versions: str
 
 
 def main() -> None:
@@ -34,6 +49,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--store", required=True, help="CamVid, ingested by jobs/ingest_folder.py")
     parser.add_argument("--storage-dir", default="runs/parts")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what is trained already")
     parser.add_argument("--backbone-weights", default="imagenet", help="or a file")
     parser.add_argument("--seeds", type=int, nargs=len(ROWS), default=NUM_SEEDS)
     parser.add_argument("--epochs", type=int, default=camvid_mobilenetv2().schedule.num_epochs)
@@ -47,24 +63,37 @@ def main() -> None:
             "tracking.storage_dir": options.storage_dir,
         },
     )
-    mious: dict[str, list[float]] = {name: [] for name in ROWS}
-    minutes: dict[str, list[float]] = {name: [] for name in ROWS}
-    for seed in range(max(options.seeds)):
-        for (name, changes), num_seeds in zip(ROWS.items(), options.seeds, strict=True):
-            if seed >= num_seeds:
-                continue
-            config = override(base, {**changes, "schedule.seed": seed})
-            result = run_training(config)
-            if result.miou is None or result.reason != "complete":
-                raise SystemExit(f"{name}, seed {seed}, ended: {result.reason} {result.message}")
-            mious[name].append(result.miou)
-            minutes[name].append(_minutes(config))
-            print(f"{name}, seed {seed}: mIoU {result.miou:.4f} in {minutes[name][-1]:.1f} min", flush=True)
-            text = _table(mious, minutes) + f"\n\n- {options.epochs} epochs, {versions()}"
-            if options.write:
-                write_between(options.write, "parts", text)
+    trained = _recorded(options.results)
+    wanted = [
+        (name, seed)
+        for seed in range(max(options.seeds))
+        for name, num_seeds in zip(ROWS, options.seeds, strict=True)
+        if seed < num_seeds
+    ]
+    for name, seed in wanted:
+        if (name, seed, options.epochs) not in {(one.row, one.seed, one.epochs) for one in trained}:
+            trained.append(_train(name, override(base, {**ROWS[name], "schedule.seed": seed})))
+            options.results.write_text(json.dumps([asdict(one) for one in trained], indent=1) + "\n")
+    shown = [one for one in trained if (one.row, one.seed) in wanted and one.epochs == options.epochs]
+    text = _table(shown)
     print(text)
-    print(json.dumps({name.strip("*"): round(mean(values), 4) for name, values in mious.items() if values}))
+    if options.write:
+        write_between(options.write, "parts", text)
+    mious = {name.strip("*"): [one.miou for one in shown if one.row == name] for name in ROWS}
+    print(json.dumps({name: round(mean(values), 4) for name, values in mious.items() if values}))
+
+
+def _recorded(path: Path) -> list[Trained]:
+    return [Trained(**one) for one in json.loads(path.read_text())] if path.exists() else []
+
+
+def _train(name: str, config: TrainingConfig) -> Trained:
+    result, seed = run_training(config), config.schedule.seed
+    if result.miou is None or result.reason != "complete":
+        raise SystemExit(f"{name}, seed {seed}, ended: {result.reason} {result.message}")
+    one = Trained(name, seed, config.schedule.num_epochs, result.miou, round(_minutes(config), 1), versions())
+    print(f"{name}, seed {seed}: mIoU {one.miou:.4f} in {one.minutes:.1f} min", flush=True)
+    return one
 
 
 def _minutes(config: TrainingConfig) -> float:
@@ -76,14 +105,14 @@ def _minutes(config: TrainingConfig) -> float:
     return sum(map(float, ends)) / 60
 
 
-def _table(mious: dict[str, list[float]], minutes: dict[str, list[float]]) -> str:
+def _table(trained: list[Trained]) -> str:
     lines = ["| training | seeds | mIoU, mean (range) | minutes |", "| --- | --- | --- | --- |"]
-    for name, values in mious.items():
-        if values:
-            lines.append(
-                f"| {name} | {len(values)} | {_range(values, '.3f')} | {_range(minutes[name], '.0f')} |"
-            )
-    return "\n".join(lines)
+    for name in ROWS:
+        if ours := [one for one in trained if one.row == name]:
+            mious, minutes = [one.miou for one in ours], [one.minutes for one in ours]
+            lines.append(f"| {name} | {len(ours)} | {_range(mious, '.3f')} | {_range(minutes, '.0f')} |")
+    conditions = sorted({f"- {one.epochs} epochs, {one.versions}" for one in trained})
+    return "\n".join([*lines, "", *conditions])
 
 
 def _range(values: Sequence[float], form: str) -> str:
