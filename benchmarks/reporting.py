@@ -39,7 +39,19 @@ def pin_to_one_core() -> str:
         return "not pinned (this system cannot)"
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
-    return f"{core} of {platform.machine()}"
+    return f"{core} of {_processor()}"
+
+
+def _processor() -> str:
+    """Return the processor's name, and which of the instructions for bf16 it has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    name = said.get("model name") or platform.machine()
+    has = set(said.get("flags", "").split())
+    return " with ".join([name, *(it for it in ("avx512_bf16", "amx_bf16") if it in has)])
 
 
 def pictures(cityscapes: Path | None) -> tuple[list[Pair], str, int]:
