@@ -51,7 +51,7 @@ def _processor() -> str:
     said = {name.strip(): value.strip() for name, _, value in lines}
     name = said.get("model name") or platform.machine()
     has = set(said.get("flags", "").split())
-    return " with ".join([name, *(it for it in ("avx512_bf16", "amx_bf16") if it in has)])
+    return ", ".join([name, *(it for it in ("avx512_bf16", "amx_bf16") if it in has)])
 
 
 def pictures(cityscapes: Path | None) -> tuple[list[Pair], str, int]:
