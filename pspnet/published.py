@@ -82,7 +82,7 @@ def read_published(
 
     The file is a .pth, read without pickle's code, or safetensors; its state dict may lie under `state_dict` and its
     names begin with `module.`. The tensors do not tell `bin_sizes`, nor whether mmsegmentation trained with
-    `align_corners`: None takes that from the configuration stored with them.
+    `align_corners`: that is taken from the configuration stored with them, and the one given only where it is silent.
     InputError names every key that does not fit.
     """
     path = Path(path)
@@ -90,13 +90,15 @@ def read_published(
     given = _state_dict(content, path, field)
     origin = _origin(given, path, field)
     weights = {_renamed(key, origin): value for key, value in given.items()}
-    if origin == "semseg":
-        corners = True if align_corners is None else align_corners
-    else:
-        corners = _stored_align_corners(content, path, field) if align_corners is None else align_corners
+    corners = True if origin == "semseg" else _stored_align_corners(content)
+    if corners is None and align_corners is None:
+        raise InputError(
+            f"{field} must be given with align_corners, because {path} does not say how mmsegmentation trained it: "
+            "its recipes have True for crops of 769 and False for all others."
+        )
     architecture = _architecture(weights, origin, path, field) | {
         "bin_sizes": list(bin_sizes) if _num_branches(weights) else [],
-        "align_corners": corners,
+        "align_corners": align_corners if corners is None else corners,
     }
     with torch.device("meta"):
         own = PSPNet.from_architecture(architecture).state_dict()
@@ -228,13 +230,7 @@ def _num_branches(weights: Mapping[str, Tensor]) -> int:
     return len({key.split(".")[2] for key in weights if key.startswith("head.branches.")})
 
 
-def _stored_align_corners(content: Mapping[str, Any], path: Path, field: str) -> bool:
-    """Return what the configuration of mmsegmentation, stored as text beside the tensors, says."""
-    meta = content.get("meta")
-    said = set(re.findall(r"align_corners\s*=\s*(True|False)", str(meta)))
-    if len(said) != 1:
-        raise InputError(
-            f"{field} must be given with align_corners, because {path} does not say how mmsegmentation trained it: "
-            "its recipes have True for crops of 769 and False for all others."
-        )
-    return said == {"True"}
+def _stored_align_corners(content: Mapping[str, Any]) -> bool | None:
+    """Return what the configuration of mmsegmentation beside the tensors says; None: nothing or both."""
+    said = set(re.findall(r"align_corners\s*=\s*(True|False)", str(content.get("meta"))))
+    return said == {"True"} if len(said) == 1 else None

@@ -38,6 +38,12 @@ def import_checkpoint(
         checkpoint, bin_sizes=bin_sizes, align_corners=align_corners, field="The checkpoint"
     )
     architecture = published.architecture
+    if align_corners not in (None, architecture["align_corners"]):
+        raise InputError(
+            f"The checkpoint must be read with the align_corners it was trained with, but {checkpoint} is of "
+            f"{published.origin} with {architecture['align_corners']}, and {align_corners} is asked for. "
+            "Leave it to the file."
+        )
     if architecture["num_classes"] != class_table.num_classes:
         raise InputError(
             f"The class table must have the {architecture['num_classes']} classes of {checkpoint}, but "

@@ -287,7 +287,8 @@ def test_a_training_begins_with_the_weights_of_a_whole_network(tmp_path: Path) -
         source.architecture | {"num_classes": 7, "deep_stem": False, "align_corners": False}
     )
     with pytest.raises(
-        InputError, match=r"model\.num_classes 19, model\.deep_stem True, and configured is 7, False"
+        InputError,
+        match=r"num_classes 19, model\.deep_stem True, model\.align_corners True, and configured is 7, False, False",
     ):
         load_network_weights(other, str(tmp_path / "theirs.pth"))
     with pytest.raises(InputError, match=r"of another shape: .*head\.classifier\.weight"):

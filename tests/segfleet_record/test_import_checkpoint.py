@@ -111,6 +111,14 @@ def test_a_class_table_of_other_data_is_refused(published: Path, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_align_corners_other_than_the_files_are_refused(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is of mmsegmentation with False, and True is asked for"):
+        import_checkpoint(
+            published, tmp_path / "package", class_table=CITYSCAPES, crop_size=769, align_corners=True
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_package_with_timms_backbone_says_what_is_missing_where_timm_is(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
