@@ -146,6 +146,7 @@ def ingest(
             [facts.name for facts in train],
             [facts.class_counts for facts in train],
             fraction=selection_fraction,
+            groups_of={pair.name: pair.group for pair in listing.pairs if pair.split == "train"},
         )
     shards = {info.file for infos in splits.values() for info in infos}
     for file in aside.iterdir():  # notes, and what a writer that was killed has left half done
@@ -379,7 +380,8 @@ def _fingerprint(source: Source, pairs: Sequence[Pair]) -> str:
     digest = hashlib.sha256(json.dumps(source.describe(), sort_keys=True).encode())
     digest.update(source.class_table.digest_text.encode())
     for pair in sorted(pairs):
-        digest.update(json.dumps([pair.split, pair.name, _stamp(pair.image), _stamp(pair.label)]).encode())
+        parts = [pair.split, pair.name, _stamp(pair.image), _stamp(pair.label)]
+        digest.update(json.dumps([*parts, pair.group] if pair.group else parts).encode())
     described: dict[str, Any] = source.describe()
     for path in (described.get("mat"), described.get("splits"), described.get("mapping")):
         digest.update(json.dumps(_stamp(path)).encode())

@@ -1,12 +1,12 @@
-"""The part of train that searches measure on: chosen once, when a store is made, from the names alone.
+"""The part of train that searches measure on: chosen once, when a store is made, from names and groups alone.
 
-Whole cities or clips are held out where names show them, because frames of one drive are nearly alike.
+Whole cities, clips or scenes are held out where they are known, because frames of one drive are nearly alike.
 """
 
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pspnet.errors import InputError
 from pspnet.manifest import Selection
@@ -16,11 +16,16 @@ _SEED = "segfleet selection 1"
 
 
 def choose_selection(
-    names: Sequence[str], class_counts: Sequence[Sequence[int]], *, fraction: float
+    names: Sequence[str],
+    class_counts: Sequence[Sequence[int]],
+    *,
+    fraction: float,
+    groups_of: Mapping[str, str] | None = None,
 ) -> Selection | None:
     """Return which of the training images `names` are for selection; None for fraction 0 or fewer than two images.
 
-    Images whose names begin alike up to the first "_" or "-" (aachen_000000_000019, 0001TP_006690) are one group.
+    Images of one group in `groups_of`, or else those whose names begin alike up to the first "_" or "-"
+    (aachen_000000_000019, 0001TP_006690), stay together.
     Groups are taken in the order of a hash while that brings the number nearer to the fraction asked for. Where the
     nearest is not within a factor of two of it, or names show no groups, single images are taken in the order of a
     hash of their names. Either way the choice is the same in any order of `names`.
@@ -31,7 +36,7 @@ def choose_selection(
     wanted = max(1.0, fraction * len(names))
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[group_of(name)].append(name)
+        groups[(groups_of or {}).get(name) or group_of(name)].append(name)
     chosen_groups = _chosen_groups({group: len(found) for group, found in groups.items()}, wanted)
     num_chosen = sum(len(groups[group]) for group in chosen_groups)
     by_group = len(groups) < len(names) and wanted / 2 <= num_chosen <= min(2 * wanted, len(names) / 2)

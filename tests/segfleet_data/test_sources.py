@@ -16,6 +16,8 @@ from PIL import Image
 
 from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, IGNORE_INDEX, NYUV2_13, NYUV2_40, ClassTable, read_class_table
+from pspnet.store import Store
+from segfleet.ingest import ingest
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.files import read_ids, read_image
 from segfleet.sources.folder import folder_source
@@ -263,6 +265,44 @@ def test_thirteen_classes_are_the_published_reduction_of_forty() -> None:
     assert of_13 is not None
     published = np.array([0, *(int(row["class13_id"]) for row in rows)])
     assert np.array_equal(of_13, published[of_40])
+
+
+def exported(root: Path, train: list[int], test: list[int]) -> None:
+    """Write pictures of these official ids, as they are exported from the .mat file."""
+    rng = np.random.default_rng(0)
+    for number in train + test:
+        picture(root / "images" / f"{number:04d}.png", rng.integers(0, 256, (8, 8, 3)))
+        (root / "images" / f"{number:04d}.png").rename(root / "images" / f"{number:04d}.jpg")
+        picture(root / "labels40" / f"{number:04d}.png", np.full((8, 8), 1 + number % 40))
+    (root / "nyuv2_splits.json").write_text(json.dumps({"train": train, "test": test}))
+
+
+def test_no_scene_of_nyu_lies_in_two_parts(tmp_path: Path) -> None:
+    """A scene's ids follow one another in one part of the official split, which is cut where a run of ids ends."""
+    train = [*range(3, 9), *range(12, 30), *range(33, 36), *range(40, 45), *range(50, 59)]
+    exported(tmp_path / "raw", train, [])
+    source = nyuv2_source(root=tmp_path / "raw")
+    val = [int(pair.name) for pair in source.listing().pairs if pair.split == "val"]
+    assert val == [*range(50, 59)]  # a tenth is 4 of 41: the last run is not cut through
+    ingest(source, tmp_path / "store", selection_fraction=0.25)
+    store = Store.open(tmp_path / "store")
+    fit, selection = (
+        {int(part.name(index)) for index in range(len(part))}
+        for part in (store.split("fit"), store.split("selection"))
+    )
+    assert fit | selection == set(train) - set(val)
+    assert selection
+    assert not {number + step for number in selection for step in (-1, 1)} & fit
+
+
+def test_a_scene_of_nyus_test_part_is_no_training_scenes_neighbour(tmp_path: Path) -> None:
+    """An id that follows one of the other part begins a run."""
+    exported(tmp_path, [3, 4, 7, 8], [5, 6])
+    groups = {pair.name: pair.group for pair in nyuv2_source(root=tmp_path).listing().pairs}
+    assert groups == {"0003": "0003", "0004": "0003", "0005": "0005", "0006": "0005"} | {
+        "0007": "0007",
+        "0008": "0007",
+    }
 
 
 @needs_data

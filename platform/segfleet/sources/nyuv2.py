@@ -7,6 +7,7 @@ Transposing them gives the picture; turning them (numpy.rot90) gives its mirror 
 import csv
 import functools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,9 +73,9 @@ class NyuMatSource:
                 f"({error!r}). Download it again."
             ) from error
         pairs = [
-            Pair(split, f"{number:04d}", str(number - 1), str(number - 1))
+            Pair(split, f"{number:04d}", str(number - 1), str(number - 1), run)
             for split, found in numbers.items()
-            for number in sorted(map(int, found))
+            for number, run in runs_of(map(int, found)).items()
         ]
         outside = [pair.name for pair in pairs if not 0 <= int(pair.image) < num_images]
         if outside:
@@ -122,7 +123,7 @@ class NyuFolderSource:
         return {"kind": "nyuv2-folder", "root": str(self.root), "num_classes": self.num_classes}
 
     def listing(self) -> Listing:
-        """Return the official split; without test images the last tenth of the training ids, other scenes, is val."""
+        """Return the official split; without test images the last tenth of the training ids, in whole runs, is val."""
         try:
             split_of = {
                 int(number): {"train": "train", "test": "val"}[split]
@@ -144,13 +145,19 @@ class NyuFolderSource:
         notes = [f"no label for image {images[name]}" for name in sorted(images.keys() - labels.keys())]
         notes += [f"no image for label {labels[name]}" for name in sorted(labels.keys() - images.keys())]
         splits = {name: split_of[int(name)] for name in names}
+        runs = {
+            f"{number:04d}": run
+            for split in ("train", "val")
+            for number, run in runs_of(number for number, of in split_of.items() if of == split).items()
+        }
         if "val" not in splits.values():
-            held_out = names[-max(1, len(names) // 10) :]
+            first_run = runs[names[-max(1, len(names) // 10)]]
+            held_out = [name for name in names if runs[name] >= first_run]
             splits |= dict.fromkeys(held_out, "val")
             notes.append(
                 f"no test images: val is the last {len(held_out)} of the training ids, {held_out[0]} to {held_out[-1]}"
             )
-        pairs = [Pair(splits[name], name, str(images[name]), str(labels[name])) for name in names]
+        pairs = [Pair(splits[name], name, str(images[name]), str(labels[name]), runs[name]) for name in names]
         return Listing(sorted(pairs), notes)
 
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
@@ -190,6 +197,18 @@ def nyuv2_source(
                 "classMapping40.mat (or a CSV with raw_id and class40_id) with Gupta et al., CVPR 2013."
             )
     return NyuMatSource(paths["--mat"], paths["--splits"], paths["--mapping"], num_classes)
+
+
+def runs_of(numbers: Iterable[int]) -> dict[int, str]:
+    """Return, for each id of a part of the official split, the first id of the run of successive ids that it is in.
+
+    A scene's images have successive ids and are all in one part, so that a run is of whole scenes, whose names only
+    the .mat file has.
+    """
+    runs: dict[int, str] = {}
+    for number in sorted(numbers):
+        runs[number] = runs.get(number - 1, f"{number:04d}")
+    return runs
 
 
 def _table_of(num_classes: int) -> ClassTable:
