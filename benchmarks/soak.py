@@ -50,6 +50,8 @@ class Held:
     own_files: int
     own_threads: int
     cluster_mib: float
+    gcs_mib: float
+    raylet_mib: float
     cluster_files: int
     processes: int
     actors: int
@@ -142,9 +144,9 @@ def _held(seconds: float, study_s: float) -> Held:
         own_mib=round(own.memory_info().rss / 2**20, 1),
         own_files=own.num_fds(),
         own_threads=own.num_threads(),
-        cluster_mib=round(
-            sum(_of(process, lambda it: it.memory_info().rss) for process in cluster) / 2**20, 1
-        ),
+        cluster_mib=_mib(cluster),
+        gcs_mib=_mib([process for process in cluster if _is_named(process, "gcs_server")]),
+        raylet_mib=_mib([process for process in cluster if _is_named(process, "raylet/raylet")]),
         cluster_files=sum(_of(process, lambda it: it.num_fds()) for process in cluster),
         processes=len(family),
         actors=actors,
@@ -164,9 +166,17 @@ def _is_log(path: Path) -> bool:
 
 
 def _is_of_cluster(process: psutil.Process) -> bool:
+    return any(_is_named(process, name) for name in CLUSTER_PROCESSES)
+
+
+def _is_named(process: psutil.Process, name: str) -> bool:
     with contextlib.suppress(psutil.Error):
-        return any(name in " ".join(process.cmdline()) for name in CLUSTER_PROCESSES)
+        return name in " ".join(process.cmdline())
     return False
+
+
+def _mib(processes: Sequence[psutil.Process]) -> float:
+    return round(sum(_of(process, lambda it: it.memory_info().rss) for process in processes) / 2**20, 1)
 
 
 def _of(process: psutil.Process, value: Callable[[psutil.Process], int]) -> int:
@@ -203,6 +213,8 @@ def _table(held: Sequence[Held]) -> str:
         "its open files": "own_files",
         "its threads": "own_threads",
         "memory of the cluster's own processes, MiB": "cluster_mib",
+        "of which its head (gcs_server)": "gcs_mib",
+        "of which its node (raylet)": "raylet_mib",
         "their open files": "cluster_files",
         "processes": "processes",
         "living actors": "actors",
