@@ -34,6 +34,7 @@ from pspnet.store import publish_store, write_shard
 from segfleet import cluster, trainer, worker
 from segfleet.config import TrainingConfig
 from segfleet.override import override
+from segfleet.place import Place, here
 from segfleet.presets import training_preset
 
 NUM_WORKERS, BATCH_SIZE, NUM_WARM_STEPS = 2, 4, 10
@@ -161,7 +162,7 @@ def _under_torchrun(config: TrainingConfig, settings: dict[str, Any]) -> float:
 
 def _bare_worker(settings: dict[str, Any]) -> None:
     dist.init_process_group("gloo")
-    place = worker.Place(rank=dist.get_rank(), world_size=dist.get_world_size(), device=torch.device("cpu"))
+    place = Place(rank=dist.get_rank(), world_size=dist.get_world_size(), device=torch.device("cpu"))
     _train(settings, place, lambda metrics: None)
     dist.destroy_process_group()
 
@@ -178,10 +179,10 @@ def _under_ray(config: TrainingConfig, settings: dict[str, Any]) -> float:
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:
-    _train(settings, worker.here(), ray.train.report)
+    _train(settings, here(), ray.train.report)
 
 
-def _train(settings: dict[str, Any], place: worker.Place, report: Report) -> None:
+def _train(settings: dict[str, Any], place: Place, report: Report) -> None:
     """Train as every worker does, and let rank 0 write down each step: seconds on the clock and its processor."""
     marks: list[tuple[float, float]] = []
 

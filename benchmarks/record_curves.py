@@ -26,9 +26,10 @@ from pspnet.training_stats import DivergedError
 from segfleet.config import TrainingConfig
 from segfleet.config_json import to_json
 from segfleet.override import differences, override
+from segfleet.place import Place
 from segfleet.presets import camvid_mobilenetv2
 from segfleet.pruning import epoch_weight, schedule_of
-from segfleet.worker import Place, Task, train
+from segfleet.worker import Task, train
 
 BASE_LRS = [1e-4 * 10 ** (step / 2) for step in range(8)]
 AUX_LOSS_WEIGHTS = [0.1, 0.7]

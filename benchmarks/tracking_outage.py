@@ -30,13 +30,14 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import to_json
 from segfleet.ingest import ingest
 from segfleet.override import override
+from segfleet.place import Place
 from segfleet.ports import free_ports
 from segfleet.presets import training_preset
 from segfleet.run_writer import ship_spool
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 from segfleet.tracking import open_run, points
-from segfleet.worker import SPOOL_FOLDER, Place, Task, train
+from segfleet.worker import SPOOL_FOLDER, Task, train
 
 STARTING_S = 180
 """A server that does not answer for so long has not started."""

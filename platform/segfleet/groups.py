@@ -34,8 +34,9 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import from_json, to_json, without_passwords
 from segfleet.faults import fault
 from segfleet.outcome import StoppedError, read_outcome, record_outcome
+from segfleet.place import Place, here
 from segfleet.secret import secrets_of
-from segfleet.worker import Place, Task, execute, here
+from segfleet.worker import Task, execute
 
 POLL_S = 10.0
 CLOSE_TIMEOUT_S = 30.0

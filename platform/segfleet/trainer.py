@@ -30,6 +30,7 @@ from pspnet.model import refuse_single_values
 from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, lease, registry, tracking, tracking_server
+from segfleet.building import new_cross_entropy, new_model
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig
 from segfleet.config_json import digest, to_json, without_passwords
@@ -39,20 +40,11 @@ from segfleet.override import flat, override
 from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.ray_train import GroupTrainer
+from segfleet.run_pictures import PANEL_FILE, TABLE_TAG, track
 from segfleet.run_writer import RunWriter, end_run
 from segfleet.secret import masked, secrets_of
 from segfleet.torsos import set_aside
-from segfleet.worker import (
-    PANEL_FILE,
-    PROGRESS_FILE,
-    SPOOL_FOLDER,
-    TABLE_TAG,
-    Task,
-    new_cross_entropy,
-    new_model,
-    track,
-    train_worker,
-)
+from segfleet.worker import PROGRESS_FILE, SPOOL_FOLDER, Task, train_worker
 
 _DEATHS = (
     ray.exceptions.RayActorError,

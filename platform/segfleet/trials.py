@@ -31,11 +31,11 @@ from segfleet.faults import fault
 from segfleet.memory import fitted
 from segfleet.override import flat, override
 from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.run_pictures import TABLE_TAG
 from segfleet.run_writer import end_run
 from segfleet.search_config import SearchConfig
 from segfleet.study import FINALIST_OF, Proposal, Reason, Study
 from segfleet.trial import Trial
-from segfleet.worker import TABLE_TAG
 
 DRIVER_RESOURCES = {"memory": 1.0}
 """What a trial's driver reserves: one byte, since Tune insists on something and a CPU would be missing to a worker."""

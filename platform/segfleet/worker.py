@@ -12,11 +12,10 @@ A run's folder, <storage_dir>/<name>, is all it leaves beside the MLflow run:
 import contextlib
 import json
 import math
-import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,37 +27,26 @@ import torch
 import torch.distributed as dist
 
 from pspnet.averaging import new_average
-from pspnet.class_weights import class_weights
 from pspnet.compilation import require_compiler
 from pspnet.data import num_iterations, shard_indices, train_batches
 from pspnet.distributed import parallelise, unwrapped
 from pspnet.engine import evaluate, seed_everything, train_one_epoch
 from pspnet.errors import InputError
-from pspnet.flops import Arithmetic, peak_flops, training_flops
-from pspnet.freezing import freeze
-from pspnet.inference import predict
-from pspnet.loss import CrossEntropy
 from pspnet.memory import GIB
 from pspnet.metrics import ConfusionMatrix
-from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer, load_optimizer_state
-from pspnet.pictures import confusion_matrix_picture, panel
-from pspnet.published import load_network_weights
 from pspnet.recomputation import recompute_blocks
 from pspnet.sampling import ClassUniform, class_uniform
 from pspnet.sizes import sides
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError, EpochPart, IterationStats, TrainStats
 from pspnet.transforms import prepare_batch
-from pspnet.weights import load_backbone_weights
+from segfleet.building import arithmetic_of, new_cross_entropy, new_model
 from segfleet.checkpoint import (
     PART_FOLDER,
     Checkpoint,
     checkpoint_path,
     finite,
-    load_checkpoint,
-    newest_good,
-    newest_part,
     retain,
     save_checkpoint,
     space_warning,
@@ -67,8 +55,8 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import from_json, to_json
 from segfleet.continuation import check_same_training
 from segfleet.faults import fault
-from segfleet.memory import fitted, network_of, peak_bytes, predicted
-from segfleet.notice import UNKNOWN, Notice, epoch_part
+from segfleet.memory import fitted, peak_bytes, predicted
+from segfleet.notice import Notice, epoch_part
 from segfleet.outcome import (
     AgreedError,
     Outcome,
@@ -79,7 +67,9 @@ from segfleet.outcome import (
     record_outcome,
     write_atomically,
 )
+from segfleet.place import Place, agreed, here, is_group_gone, same_checkpoint, share_buffers
 from segfleet.progress_log import ProgressLog
+from segfleet.run_pictures import draw, track
 from segfleet.secret import masked, unmasked
 
 if TYPE_CHECKING:
@@ -88,16 +78,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[dict[str, Any]], None]
 
-WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-"""Variable by which Ray Train is told not to watch for nodes that are taken back."""
-NUM_PANEL_IMAGES = 6
 PROGRESS_FILE = "progress.log"
 SPOOL_FOLDER = "spool"
-CLASS_TABLE = "class_iou.json"
-TABLE_TAG = {"mlflow.loggedArtifacts": json.dumps([{"path": CLASS_TABLE, "type": "table"}])}
-"""By this tag MLflow's page shows the artifact as a table."""
-PANEL_FILE = "panel.png"
-CONFUSION_FILE = "confusion_matrix.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +97,6 @@ class Task:
     """Names this call of `fit`: outcomes of earlier ones do not count."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """This process in the DDP group."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    taken_back_at: Callable[[], float | None] | None = None
-    """When a node of the group is taken back, in Unix time, asked by all workers at once; None: nobody gives notice."""
-
-
 def train_worker(task_values: Mapping[str, Any]) -> None:
     """Train as the `Task` says, from the newest good checkpoint on, and record the `Outcome`.
 
@@ -133,24 +104,6 @@ def train_worker(task_values: Mapping[str, Any]) -> None:
     the group that Ray Train starts in place of the failed one finds the record and ends at once.
     """
     execute(Task(**task_values), here(), report=ray.train.report)
-
-
-def here() -> Place:
-    """Return the place of this Ray Train worker."""
-    context = ray.train.get_context()
-    return Place(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        taken_back_at=None if os.environ.get(WATCHER) == "0" else _taken_back_at,
-    )
-
-
-def _taken_back_at() -> float | None:
-    info = ray.train.get_preemption_info()
-    if info is None:
-        return None
-    return UNKNOWN if info.deadline_ms is None else info.deadline_ms / 1000
 
 
 def execute(task: Task, place: Place, *, report: Report) -> None:
@@ -162,7 +115,7 @@ def execute(task: Task, place: Place, *, report: Report) -> None:
     except StoppedError:
         raise
     except Exception as error:
-        reason = None if _is_group_gone(place) else reason_of(error)
+        reason = None if is_group_gone(place) else reason_of(error)
         if reason is None:
             raise
         detail = masked("".join(traceback.format_exception(error)))
@@ -175,11 +128,6 @@ def execute(task: Task, place: Place, *, report: Report) -> None:
         raise
     if place.rank == 0:
         record_outcome(task.run_dir, Outcome(attempt=task.attempt, reason="complete"))
-
-
-def _is_group_gone(place: Place) -> bool:
-    """Whether Ray has taken this worker's group apart, to start another one: what fails here then is no defect."""
-    return place.world_size > 1 and not dist.is_initialized()
 
 
 def train(task: Task, place: Place, *, report: Report) -> None:
@@ -226,7 +174,7 @@ class Training:
     ) -> None:
         self.task, self.place, self.log, self.writer, self.system = task, place, log, writer, system
         self.run_dir = Path(task.run_dir)
-        with _agreed(place):
+        with agreed(place):
             self.store = Store.open(config.data.store, say=log.say)
             self.config = config = self._fitted(config)
             self.train_split = self.store.split(config.data.train_split)
@@ -245,7 +193,7 @@ class Training:
                 recompute_blocks(self.model)
             if config.workers.compile:
                 require_compiler(place.device)
-            self.arithmetic = _arithmetic(config, self.model, place)
+            self.arithmetic = arithmetic_of(config, self.model, place.device, place.world_size)
             log.arithmetic = self.arithmetic
             self.optimizer = build_optimizer(
                 self.model,
@@ -270,8 +218,8 @@ class Training:
         self._begun: EpochPart | None = None
         """What a checkpoint has of the epoch after these."""
         self._useful_s = 0.0
-        checkpoint = _same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
-        with _agreed(place):
+        checkpoint = same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
+        with agreed(place):
             self.last_metrics = None if checkpoint is None else self._resume(checkpoint)
         self._report_wait_s: float | None = None
 
@@ -320,7 +268,16 @@ class Training:
             if self.place.rank == 0:
                 self._save(metrics)
                 self._track(metrics)
-                self._draw(confusion, metrics)
+                draw(
+                    self.run_dir,
+                    self.evaluated_model,
+                    self.store,
+                    self.val_split,
+                    confusion,
+                    metrics,
+                    device=self.place.device,
+                    writer=self.writer,
+                )
             self.log.epoch(metrics, num_epochs, time.monotonic() - started)
             self.last_metrics = metrics
             self._report(report, metrics)
@@ -482,7 +439,7 @@ class Training:
 
     def _evaluate(self) -> ConfusionMatrix:
         """Return the counts of the whole validation split, each image once, by rank 0's statistics."""
-        _share_buffers(self.evaluated_model, self.place)
+        share_buffers(self.evaluated_model, self.place)
         return evaluate(
             self.evaluated_model,
             self.val_split,
@@ -565,160 +522,6 @@ class Training:
         if self.writer is not None:
             track(self.writer, metrics)
 
-    def _draw(self, confusion: ConfusionMatrix, metrics: Mapping[str, Any]) -> None:
-        """Write the panel of a few validation images, always the same ones, the confusion matrix and a table of IoUs.
-
-        The run keeps the panel of each evaluation, as a smaller JPEG.
-        """
-        rows, titles = [], []
-        for index in _spread(len(self.val_split), NUM_PANEL_IMAGES):
-            image, label = self.val_split.image(index), self.val_split.label(index)
-            if label is None:
-                continue
-            prediction = predict(
-                self.evaluated_model,
-                image,
-                mean=self.store.mean,
-                std=self.store.std,
-                device=self.place.device,
-            )
-            rows.append((image, label, prediction))
-            titles.append(self.val_split.name(index))
-        names = list(self.store.class_table.class_names)
-        pictures = {CONFUSION_FILE: confusion_matrix_picture(confusion.counts.cpu(), names)}
-        if rows:
-            pictures[PANEL_FILE] = panel(rows, self.store.class_table, titles)
-        for name, picture in pictures.items():
-            path = self.run_dir / name
-            aside = path.with_name(f".{name}")
-            picture.save(aside, format="PNG")
-            os.replace(aside, path)
-            if self.writer is not None:
-                self.writer.log_artifact(path, "pictures")
-        if self.writer is not None:
-            table = {
-                "columns": ["class", "IoU"],
-                "data": [list(item) for item in metrics["class_iou"].items()],
-            }
-            self.writer.log_text(json.dumps(table), CLASS_TABLE)
-        if self.writer is not None and rows:
-            path = self.run_dir / f"epoch_{metrics['epoch']:04d}.jpg"
-            pictures[PANEL_FILE].convert("RGB").save(path, quality=80)
-            self.writer.log_artifact(path, "pictures/panels")
-            path.unlink()
-
-
-def track(writer: "RunWriter", metrics: Mapping[str, Any]) -> None:
-    """Send the curves of one epoch; the step is the number of epochs done."""
-    points = {f"train/{name}": metrics[name] for name in ("loss", "main_loss", "aux_loss")}
-    points |= {name: metrics[name] for name in ("lr", "images_per_s", "data_wait_s")}
-    # Checkpoints of earlier versions lack these; there is no mfu without a peak, and no wait before the first report.
-    points |= {
-        name: metrics[name]
-        for name in ("gradient_norm", "tflops_per_s", "mfu", "report_wait_s")
-        if metrics.get(name) is not None
-    }
-    points |= metrics.get("system", {})
-    points |= {f"step/{part}_s": seconds for part, seconds in metrics.get("step_s", {}).items()}
-    if "miou" in metrics:
-        points |= {f"val/{name}": metrics[name] for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-        points |= {f"class_iou/{name}": iou for name, iou in metrics["class_iou"].items() if iou is not None}
-    writer.log_metrics(points, step=metrics["epoch"])
-
-
-@contextlib.contextmanager
-def _agreed(place: Place) -> Iterator[None]:
-    """Let all workers fail together where one fails for good in this block, which has no collective call."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    if place.world_size == 1:
-        if error is not None:
-            raise error
-        return
-    reason = None if error is None else reason_of(error)
-    if error is not None and reason is None:
-        raise error
-    mine = None if error is None else (reason, message_of(error))
-    everyones: list[Any] = [None] * place.world_size
-    dist.all_gather_object(everyones, mine)
-    for theirs in everyones:
-        if theirs is not None:
-            raise AgreedError(*theirs) from error
-
-
-def _same_checkpoint(checkpoints_dir: Path, place: Place, *, say: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest good checkpoint of the run, the one that rank 0 chose, on every worker."""
-    checkpoint = None
-    if place.rank == 0:
-        whole = newest_good(checkpoints_dir, say=say)
-        checkpoint = newest_part(checkpoints_dir, whole, say=say) or whole
-    if place.world_size == 1:
-        return checkpoint
-    chosen = [None if checkpoint is None else str(checkpoint.path)]
-    dist.broadcast_object_list(chosen, src=0)
-    if place.rank > 0 and chosen[0] is not None:
-        checkpoint = load_checkpoint(chosen[0])
-    return checkpoint
-
-
-def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
-    """Return the network that `config.model` describes, with its initial weights, parts of it frozen."""
-    model = network_of(config.model, num_classes)
-    load_backbone_weights(model, config.model.backbone_weights)
-    load_network_weights(model, config.model.weights)
-    freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)
-    return model
-
-
-def _arithmetic(config: TrainingConfig, model: PSPNet, place: Place) -> Arithmetic:
-    """Return what a training image costs and what the devices of all workers, taken to be alike, could do."""
-    peak = None
-    if place.device.type == "cuda":
-        peak = peak_flops(
-            torch.cuda.get_device_name(place.device),
-            config.workers.precision,
-            is_tf32=torch.backends.cudnn.allow_tf32,
-        )
-    flops = training_flops(
-        model,
-        config.data.crop_size,
-        num_frozen_stages=config.model.freeze_stages,
-        frozen_batch_norm=config.model.freeze_batch_norm,
-    )
-    return Arithmetic(flops_per_image=flops, peak_flops=None if peak is None else peak * place.world_size)
-
-
-def new_cross_entropy(
-    config: TrainingConfig, store: Store, device: torch.device | str = "cpu"
-) -> CrossEntropy:
-    """Return the loss that `config.loss` describes; InputError where its weights do not fit the store's classes."""
-    loss, names = config.loss, store.class_table.class_names
-    weights = list(loss.class_weights)
-    if loss.class_balance != "none":
-        counts = store.manifest.class_counts(config.data.train_split)[:-1]
-        weights = class_weights(counts, loss.class_balance)
-    if weights and len(weights) != len(names):
-        raise InputError(
-            f"loss.class_weights must have one weight for each of the {len(names)} classes of the store, but got "
-            f"{len(weights)}. The classes are, in this order: {', '.join(names)}."
-        )
-    return CrossEntropy(
-        label_smoothing=loss.label_smoothing,
-        class_weights=torch.tensor(weights, device=device) if weights else None,
-        ohem_threshold=loss.ohem_threshold,
-        ohem_min_kept=loss.ohem_min_kept,
-    )
-
-
-def _share_buffers(model: torch.nn.Module, place: Place) -> None:
-    """Give every worker rank 0's running statistics: DDP itself shares them only before a training step."""
-    if place.world_size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
 
 def _dropout_seed(seed: int, iteration: int, rank: int) -> int:
     """Return what a worker seeds its dropout with in an iteration."""
@@ -728,8 +531,3 @@ def _dropout_seed(seed: int, iteration: int, rank: int) -> int:
 def _reported(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Ray is told: numbers that are finite, and where the checkpoint is."""
     return {name: value for name, value in metrics.items() if value is not None}
-
-
-def _spread(num_images: int, num_wanted: int) -> list[int]:
-    """Return up to `num_wanted` indices, evenly spread from the first image on."""
-    return sorted({index * num_images // num_wanted for index in range(num_wanted)} & set(range(num_images)))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from segfleet.faults import VARIABLE
-from segfleet.worker import Place, Task, train
+from segfleet.place import Place
+from segfleet.worker import Task, train
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

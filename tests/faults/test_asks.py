@@ -17,9 +17,10 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import from_json, to_json
 from segfleet.outcome import read_outcome
 from segfleet.override import override
+from segfleet.place import Place
 from segfleet.search_config import SearchConfig
 from segfleet.study import Study, repair
-from segfleet.worker import Place, Task, execute
+from segfleet.worker import Task, execute
 from tests.faults.processes import run
 from tests.faults.studies import search_config
 from tests.segfleet_runtime.test_training import task_of

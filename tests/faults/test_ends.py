@@ -15,9 +15,10 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import to_json
 from segfleet.outcome import Outcome, read_outcome
 from segfleet.override import override
+from segfleet.place import Place
 from segfleet.search_report import ended_badly
 from segfleet.study import TrialRecord
-from segfleet.worker import PROGRESS_FILE, Place, execute
+from segfleet.worker import PROGRESS_FILE, execute
 from tests.segfleet_runtime.test_training import task_of
 from tests.segfleet_search.test_search import environment
 

@@ -15,7 +15,8 @@ from segfleet.checkpoint import MODEL_FILE, PART_FOLDER, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.notice import GRACE_S, MARGIN_S, MAX_SHARE, UNKNOWN, Notice
 from segfleet.override import override
-from segfleet.worker import Place, train
+from segfleet.place import Place
+from segfleet.worker import train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 from tests.segfleet_runtime.test_training import KilledError, learned, task_of, trained, weights_digest
 

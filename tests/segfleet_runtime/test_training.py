@@ -21,14 +21,16 @@ from pspnet.model import PSPNet
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError
 from segfleet import worker
+from segfleet.building import new_cross_entropy
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.config_json import load_config, to_json
 from segfleet.memory import peak_bytes, predicted
 from segfleet.outcome import Outcome, message_of, read_outcome, reason_of, record_outcome
 from segfleet.override import override
+from segfleet.place import Place
 from segfleet.trainer import check_data
-from segfleet.worker import PROGRESS_FILE, Place, Task, execute, new_cross_entropy, train
+from segfleet.worker import PROGRESS_FILE, Task, execute, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 

@@ -11,7 +11,9 @@ from segfleet import tracking
 from segfleet.config import TrainingConfig
 from segfleet.config_json import to_json
 from segfleet.override import override
-from segfleet.worker import TABLE_TAG, Place, Task, train
+from segfleet.place import Place
+from segfleet.run_pictures import TABLE_TAG
+from segfleet.worker import Task, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
