@@ -20,6 +20,10 @@ from segfleet.secret import is_secret
 
 CONNECT_TIMEOUT_S = 5.0
 HALT_S = 75.0
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Variable by which Ray Train is told whether to watch for nodes that are taken back."""
+NO_WATCHER = "no, on a single node"
+"""Ours, so that it is not taken for what a person has set. Ray takes all but 1 and true for no."""
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 QUIET_DAEMONS = {
     # Nobody is sent the logs (log_to_driver), so their monitor need not look for files ten times a second.
@@ -77,6 +81,7 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
         yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=not given)
     finally:
         ray.shutdown()
+        _forget_single_node()
         if not given:
             os.environ.pop("RAY_ADDRESS", None)
 
@@ -251,7 +256,20 @@ def tune_ray() -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if is_single_node():
         # a warning before the only node goes helps nobody: seconds of imports saved at every start
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault(WATCHER, NO_WATCHER)
+    else:
+        _forget_single_node()
+
+
+def _forget_single_node() -> None:
+    """Leave nothing of a cluster of one node to the next one, nor to nodes that this process starts."""
+    if os.environ.get(WATCHER) == NO_WATCHER:
+        del os.environ[WATCHER]
+
+
+def watches_nodes() -> bool:
+    """Whether Ray Train watches for nodes that are taken back, and tells this worker."""
+    return os.environ.get(WATCHER, "1").lower() in ("1", "true")
 
 
 def _check_address(address: str) -> None:

@@ -1,7 +1,6 @@
 """A worker's place in its DDP group, and what all of the group do as one: fail, resume, share statistics."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,9 @@ import torch
 import torch.distributed as dist
 
 from segfleet.checkpoint import Checkpoint, load_checkpoint, newest_good, newest_part
+from segfleet.cluster import watches_nodes
 from segfleet.notice import UNKNOWN
 from segfleet.outcome import AgreedError, message_of, reason_of
-
-WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-"""Variable by which Ray Train is told not to watch for nodes that are taken back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ def here() -> Place:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        taken_back_at=None if os.environ.get(WATCHER) == "0" else _taken_back_at,
+        taken_back_at=_taken_back_at if watches_nodes() else None,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import ray
@@ -163,6 +164,21 @@ with cluster.connect(sys.argv[1], has_dashboard=True):
 
 
 @pytest.mark.slow
+def test_a_process_that_was_on_a_single_node_watches_the_nodes_of_the_next_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is set for one cluster is not kept for another; what a person has set is."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop(cluster.WATCHER, None)
+        for is_single in (True, False, True, False):
+            monkeypatch.setattr(cluster, "is_single_node", lambda: is_single)  # noqa: B023 # called at once
+            cluster.tune_ray()
+            assert cluster.watches_nodes() == (not is_single)
+        os.environ[cluster.WATCHER] = "0"
+        cluster.tune_ray()
+        assert not cluster.watches_nodes()
+
+
 def test_a_cluster_that_comes_up_beside_is_not_asked_about_ours(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
