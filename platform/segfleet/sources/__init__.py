@@ -18,10 +18,10 @@ class Pair:
     """Path of the image, or its index in a file of many."""
     label: str | None
     """Path of the label; None for an image without one."""
-    group: str = ""
-    """What it is taken with, such as its scene, where the name does not begin with that."""
     annotation: str = field(default="", repr=False)
     """What a file of many images says of this one, as JSON: so a worker need not read it all."""
+    group: str = ""
+    """What it is taken with, such as its scene, where the name does not begin with that."""
 
 
 @dataclass(frozen=True)

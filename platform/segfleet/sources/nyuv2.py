@@ -73,7 +73,7 @@ class NyuMatSource:
                 f"({error!r}). Download it again."
             ) from error
         pairs = [
-            Pair(split, f"{number:04d}", str(number - 1), str(number - 1), run)
+            Pair(split, f"{number:04d}", str(number - 1), str(number - 1), group=run)
             for split, found in numbers.items()
             for number, run in runs_of(map(int, found)).items()
         ]
@@ -157,7 +157,9 @@ class NyuFolderSource:
             notes.append(
                 f"no test images: val is the last {len(held_out)} of the training ids, {held_out[0]} to {held_out[-1]}"
             )
-        pairs = [Pair(splits[name], name, str(images[name]), str(labels[name]), runs[name]) for name in names]
+        pairs = [
+            Pair(splits[name], name, str(images[name]), str(labels[name]), group=runs[name]) for name in names
+        ]
         return Listing(sorted(pairs), notes)
 
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
