@@ -110,10 +110,14 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
     checkpoints = tmp_path / "run" / "checkpoints"
     size = (checkpoints / "epoch_0001" / MODEL_FILE).stat().st_size
     assert train_in_process(task, max_file_bytes=max(20_000, int(share * size))) == 1
-    assert [path.name for path in checkpoints.iterdir()] == ["epoch_0001"]
-    found = newest_good(checkpoints, say=pytest.fail)
-    assert found is not None
+    assert_first_is_left(checkpoints)
     assert recovered(task, record_property, steps_redone=STEPS_PER_EPOCH) == expected
+
+
+def assert_first_is_left(checkpoints: Path) -> None:
+    """Nothing but the first epoch's checkpoint is there, and it is whole."""
+    assert [path.name for path in checkpoints.iterdir()] == ["epoch_0001"]
+    assert newest_good(checkpoints, say=pytest.fail) is not None
 
 
 @pytest.fixture
@@ -144,8 +148,7 @@ def test_a_file_system_that_others_fill_costs_no_checkpoint(
     fill(of_others, leave=int(share * size))
     assert train_in_process(task) == 1
     log = (small_disk / "run" / "progress.log").read_text()
-    assert [path.name for path in checkpoints.iterdir()] == ["epoch_0001"]
-    assert newest_good(checkpoints, say=pytest.fail) is not None
+    assert_first_is_left(checkpoints)
     of_others.unlink()
     assert recovered(task, record_property, steps_redone=STEPS_PER_EPOCH) == expected
     if share:  # else there was no room for a line

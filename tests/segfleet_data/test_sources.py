@@ -295,6 +295,15 @@ def test_no_scene_of_nyu_lies_in_two_parts(tmp_path: Path) -> None:
     assert not {number + step for number in selection for step in (-1, 1)} & fit
 
 
+def test_ids_of_one_run_and_names_without_zeros_are_listed(tmp_path: Path) -> None:
+    exported(tmp_path, [*range(1, 21)], [])
+    for path in [*tmp_path.glob("*/*.jpg"), *tmp_path.glob("*/*.png")]:
+        path.rename(path.with_stem(f"{int(path.stem):02d}"))
+    pairs = nyuv2_source(root=tmp_path).listing().pairs
+    assert [pair.name for pair in pairs if pair.split == "val"] == ["19", "20"]
+    assert len(pairs) == 20
+
+
 def test_a_scene_of_nyus_test_part_is_no_training_scenes_neighbour(tmp_path: Path) -> None:
     """An id that follows one of the other part begins a run."""
     exported(tmp_path, [3, 4, 7, 8], [5, 6])

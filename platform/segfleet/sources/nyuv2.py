@@ -7,7 +7,7 @@ Transposing them gives the picture; turning them (numpy.rot90) gives its mirror 
 import csv
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,19 +146,19 @@ class NyuFolderSource:
         notes += [f"no image for label {labels[name]}" for name in sorted(labels.keys() - images.keys())]
         splits = {name: split_of[int(name)] for name in names}
         runs = {
-            f"{number:04d}": run
+            number: run
             for split in ("train", "val")
             for number, run in runs_of(number for number, of in split_of.items() if of == split).items()
         }
         if "val" not in splits.values():
-            first_run = runs[names[-max(1, len(names) // 10)]]
-            held_out = [name for name in names if runs[name] >= first_run]
+            held_out = _last_tenth(names, runs)
             splits |= dict.fromkeys(held_out, "val")
             notes.append(
                 f"no test images: val is the last {len(held_out)} of the training ids, {held_out[0]} to {held_out[-1]}"
             )
         pairs = [
-            Pair(splits[name], name, str(images[name]), str(labels[name]), group=runs[name]) for name in names
+            Pair(splits[name], name, str(images[name]), str(labels[name]), group=runs[int(name)])
+            for name in names
         ]
         return Listing(sorted(pairs), notes)
 
@@ -211,6 +211,13 @@ def runs_of(numbers: Iterable[int]) -> dict[int, str]:
     for number in sorted(numbers):
         runs[number] = runs.get(number - 1, f"{number:04d}")
     return runs
+
+
+def _last_tenth(names: list[str], runs: Mapping[int, str]) -> list[str]:
+    """Return the last tenth of the names in whole runs, or cut through one that is half of them or more."""
+    tenth = names[-max(1, len(names) // 10) :]
+    first = names.index(next(name for name in names if runs[int(name)] == runs[int(tenth[0])]))
+    return names[first:] if first > len(names) / 2 else tenth
 
 
 def _table_of(num_classes: int) -> ClassTable:
