@@ -4,7 +4,10 @@ On a machine whose cores are all taken by workers, what Ray's other processes co
 """
 
 import asyncio
+import atexit
+import logging
 import os
+import sys
 import threading
 from typing import Any
 
@@ -74,6 +77,7 @@ class GroupController(TrainController):
 
     def __init__(self, *values: Any, **named: Any) -> None:
         os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, str(GROUP_END_S))
+        atexit.register(end_before_destructors)
         super().__init__(*values, **named)
 
     def _start_worker_group(self, *values: Any, **named: Any) -> None:
@@ -95,6 +99,19 @@ class GroupController(TrainController):
     def _has_dead_worker(self) -> bool:
         workers = self._worker_group.get_workers()
         return any(worker.actor._get_local_state() == ActorTableData.DEAD for worker in workers)
+
+
+def end_before_destructors() -> None:
+    """End this process when Python is done with it, before Ray's library takes itself down.
+
+    In Ray 2.60 the owner of other actors can wait for itself there for ever: a message to its subscribers that is still
+    queued is destroyed under the lock of the queue, and the answer to them goes into that queue. The process has left
+    its cluster by then, so that nobody ends it where the cluster ends first.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class UncoordinatedPolicy(FixedScalingPolicy):

@@ -21,6 +21,9 @@ MEASURED = ("images_per_s", "data_wait_s", "report_wait_s", "tflops_per_s", "mfu
 OF_THE_CLUSTER = ("_AutoscalingCoordinatorActor", "DatasetManager")
 """Ray starts one of each in a cluster, and keeps it."""
 
+AT_REST = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", *OF_THE_CLUSTER)
+"""What the titles of processes begin with that belong to a node and to nobody's run."""
+
 History = dict[tuple[str, int], float | None]
 
 
@@ -55,11 +58,21 @@ def assert_nothing_left(run_dir: Path, *, timeout_s: float = 30.0) -> None:
 
 def training_processes() -> list[psutil.Process]:
     """Return the worker processes of the clusters that this process started."""
+    return [process for process, title in _ray_processes() if "RayTrainWorker" in title]
+
+
+def processes_of_runs() -> dict[int, str]:
+    """Return the titles of all processes of runs, of those clusters, by id: one may live on after its actor."""
+    return {process.pid: title for process, title in _ray_processes() if not title.startswith(AT_REST)}
+
+
+def _ray_processes() -> list[tuple[psutil.Process, str]]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            if "RayTrainWorker" in "".join(process.cmdline()):
-                found.append(process)
+            title = "".join(process.cmdline())
+            if title.startswith("ray::"):
+                found.append((process, title.removeprefix("ray::")))
     return found
 
 
@@ -72,7 +85,7 @@ def files_aside(run_dir: Path) -> list[str]:
 
 def _left(run_dir: Path) -> list[str]:
     gc.collect()  # an actor lives as long as its handle
-    alive = [f"process {process.pid}" for process in training_processes()]
+    alive = [f"process {pid}: {title}" for pid, title in processes_of_runs().items()]
     names = [actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD"]
     alive += [f"actor {name}" for name in names if name not in OF_THE_CLUSTER]
     groups = placement_group_table().values()

@@ -1,5 +1,6 @@
 """Laws of one training through Ray Train: two workers, a killed worker, input that only a worker can refuse."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -21,8 +22,9 @@ from segfleet import cluster
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.override import override
+from segfleet.ray_train import GroupController
 from segfleet.trainer import TrainingResult, build_trainer, fit
-from tests.faults.oracles import training_processes
+from tests.faults.oracles import processes_of_runs, training_processes
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
@@ -131,3 +133,30 @@ def test_what_cannot_get_better_ends_at_once_with_one_line(
     assert not list((Path(config.tracking.storage_dir) / "ended" / "ray").iterdir())
     assert ray.is_initialized()
     print(f"{reason} after {time.monotonic() - started:.1f} s")
+
+
+@pytest.mark.usefixtures("local_cluster")
+def test_the_process_of_a_controller_ends_though_rays_destructors_wait_for_ever(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waiting(GroupController):
+        """Once Python is done with its process, that waits for ever, as one in ten does in Ray's own destructors."""
+
+        def __init__(self, *values: Any, **named: Any) -> None:
+            library = ctypes.CDLL(None)
+            assert library["__cxa_atexit"](library.pause, None, None) == 0
+            super().__init__(*values, **named)
+
+    def remote_of(*values: Any, **named: Any) -> Any:
+        return remote(*(Waiting if value is GroupController else value for value in values), **named)
+
+    remote = ray.remote
+    monkeypatch.setattr(ray, "remote", remote_of)
+    config = override(config, {"schedule.num_epochs": 1})
+    result = fit(build_trainer(config, name="waiting", run_id=""))
+    assert result.reason == "complete", result.message
+    assert any(actor["ActorClassName"].endswith("Waiting") for actor in actors().values())
+    deadline = time.monotonic() + 60
+    while (left := processes_of_runs()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == {}
