@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from tracking_outage import MlflowServer
 from segfleet.cluster import connect
 from segfleet.config import TrainingConfig
 from segfleet.ingest import ingest
+from segfleet.interruption import terminable
 from segfleet.override import override
 from segfleet.presets import training_preset
 from segfleet.search import run_search
@@ -66,8 +66,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--csv", type=Path, help="file for what is held after each study")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server goes with this process
-    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
+    with terminable(), tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = str(Path(folder) / "tmp")
         Path(os.environ["TMPDIR"]).mkdir()
         tempfile.tempdir = None

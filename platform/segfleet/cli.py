@@ -9,6 +9,7 @@ import tyro
 from pspnet.errors import InputError
 from segfleet.config import TrainingConfig
 from segfleet.config_json import load_config, to_json, without_passwords
+from segfleet.interruption import Terminated
 from segfleet.lease import EXIT_CODE, HeldError
 from segfleet.override import differences, override
 from segfleet.search_config import SearchConfig
@@ -19,7 +20,7 @@ Settings = TypeVar("Settings")
 def run_job(main: Callable[[], int | None]) -> None:
     """Call `main` and exit: 0, its own code, or 2 with one plain message where a person's input cannot be used.
 
-    4 where another process works on the same study or training; 130 where a person interrupted it.
+    4 where another process works on the same study or training; 130 where a person interrupted it, 143 at SIGTERM.
     """
     try:
         sys.exit(main() or 0)
@@ -29,9 +30,9 @@ def run_job(main: Callable[[], int | None]) -> None:
     except (InputError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
 
 
 def parse_training(

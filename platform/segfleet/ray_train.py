@@ -5,10 +5,10 @@ On a machine whose cores are all taken by workers, what Ray's other processes co
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import sys
-import threading
 from typing import Any
 
 import ray
@@ -28,6 +28,8 @@ from segfleet import cluster
 
 GROUP_END_S = 5
 """How long the processes of a group may take to leave it before they are ended; a halted one never does. Ray: 30."""
+ABORT_S = 10
+"""How long workers of a run that is interrupted may take to be ended."""
 LONGEST_POLL_S = 1.0
 SHARE_OF_SILENCE = 0.1
 
@@ -66,10 +68,15 @@ class GroupTrainer(TorchTrainer):
             )
             .remote(**settings)
         )
-        if threading.current_thread() is threading.main_thread():
-            self._register_sigint_handler(controller)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
+        try:
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+        except (
+            KeyboardInterrupt
+        ):  # Ray's handler, which we do without, would end this process with exit code 0
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(controller.abort.remote(), timeout=ABORT_S)
+            raise
 
 
 class GroupController(TrainController):

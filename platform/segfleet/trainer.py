@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 import uuid
@@ -249,8 +248,7 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
     task = Task(**(trainer.train_loop_config or {}))
     error: Exception | None = None
     try:
-        with _interrupt_as_before():
-            trainer.fit()
+        trainer.fit()
     except (
         ray.train.TrainingFailedError,
         ray.exceptions.RayError,
@@ -262,19 +260,6 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
         record_outcome(task.run_dir, outcome)
     shutil.rmtree(Path(task.run_dir) / "ray" / task.attempt, ignore_errors=True)
     return _result(task, outcome)
-
-
-@contextlib.contextmanager
-def _interrupt_as_before() -> Iterator[None]:
-    """Give SIGINT back its handler: Ray Train's stays for ever, and keeps the run's controller alive with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def stop(config: TrainingConfig, *, name: str, attempt: str, message: str) -> None:

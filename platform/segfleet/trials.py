@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.actor import ActorHandle
 from ray.train._internal.storage import _get_ray_train_session_dir
@@ -92,6 +93,9 @@ def train_trials(
     )
     try:
         tuner.fit()
+    except KeyboardInterrupt:
+        execution.close(at_once=True)
+        raise
     finally:
         execution.close()
         _remove_files_of(ray_dir)
@@ -201,11 +205,15 @@ class _Execution:
         log_dataset(config, self._store, run_id)
         return run_id
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         """End the groups of workers, and what they train."""
         for actor in self._groups.values():
-            groups.close(actor)
+            if at_once:
+                ray.kill(actor)
+            else:
+                groups.close(actor)
         self._note_groups(self._groups)
+        self._groups.clear()
 
     def _free_group(self) -> str:
         """Return a group of workers that no trial has, started if need be."""
