@@ -145,8 +145,12 @@ def run_training(config: TrainingConfig) -> TrainingResult:
             },
         )
         print(f"run {name}  MLflow run {run_id}  folder {run_dir}", flush=True)
-        with follow(run_dir / PROGRESS_FILE):
-            result = fit(build_trainer(config, name=name, run_id=run_id))
+        try:
+            with follow(run_dir / PROGRESS_FILE):
+                result = fit(build_trainer(config, name=name, run_id=run_id))
+        except KeyboardInterrupt:
+            end_run(uri, run_id, status="KILLED", tags={})
+            raise
     result = replace(result, baseline=baseline(config, store))
     end_run(
         uri,

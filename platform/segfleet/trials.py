@@ -95,6 +95,7 @@ def train_trials(
         tuner.fit()
     except KeyboardInterrupt:
         execution.close(at_once=True)
+        _end_interrupted_runs(config, study, parent_run_id)
         raise
     finally:
         execution.close()
@@ -368,6 +369,14 @@ def complete_runs(config: SearchConfig, study: Study, parent_run_id: str) -> Non
                 f"trial {trial.number} {trial.reason}: its run, left open by a dead process, is ended",
                 flush=True,
             )
+
+
+def _end_interrupted_runs(config: SearchConfig, study: Study, parent_run_id: str) -> None:
+    """Show the study and what it was training as killed; who goes on with a run opens it again."""
+    uri = tracking_server.resolve_uri(config.training.tracking)
+    running = [trial.attributes.get("run_id") for trial in study.trials() if trial.reason == "running"]
+    for run_id in filter(None, (*running, parent_run_id)):
+        end_run(uri, run_id, status="KILLED", tags={})
 
 
 def _end_run(training: TrainingConfig, name: str, run_id: str, reason: str, detail: str, miou: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from segfleet import tracking_server
 from segfleet.config import TrackingConfig
@@ -48,6 +49,11 @@ class Job:
         return self._log.read_text()
 
 
+def statuses(client: MlflowClient) -> list[str]:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [run.info.status for run in client.search_runs(experiments)]
+
+
 @pytest.mark.parametrize(
     ("job", "number", "code"),
     [("train_cityscapes", signal.SIGTERM, 143), ("tune_cityscapes", signal.SIGINT, 130)],
@@ -73,6 +79,8 @@ def test_a_job_that_is_told_to_end_goes_on_later(
         tracking_server.resolve_uri(TrackingConfig(storage_dir=str(tmp_path / "runs")))
     )
     assert not client.search_registered_models()
+    assert "RUNNING" not in statuses(client)
+    assert "KILLED" in statuses(client)
 
     assert begun.start().wait(600) == 0, begun.said()
     if job == "tune_cityscapes":
@@ -82,3 +90,4 @@ def test_a_job_that_is_told_to_end_goes_on_later(
     else:
         assert "epoch 1/3" not in begun.said()
         assert "epoch 3/3 done" in begun.said()
+    assert set(statuses(client)) == {"FINISHED"}
