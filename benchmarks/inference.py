@@ -65,8 +65,8 @@ def main() -> None:
     torch.manual_seed(0)
     pairs, origin, _ = pictures(options.cityscapes)
     backbone = "resnet18" if options.quick else "resnet50"
-    network = _calibrated(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs)
-    _fit_classifier(network, pairs)
+    network = calibrated(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs)
+    fit_classifier(network, pairs)
     reference, what = reference_network(network, None if options.quick else options.semseg)
     folded = for_prediction(network, "cpu")
     ways: dict[str, Way] = {
@@ -127,7 +127,7 @@ def _options() -> argparse.Namespace:
 # The network and its reference
 
 
-def _calibrated(network: PSPNet, pairs: list[Pair]) -> PSPNet:
+def calibrated(network: PSPNet, pairs: list[Pair]) -> PSPNet:
     """Return the network with BatchNorm's statistics of two crops: random weights alone predict one class."""
     crops = [
         normalised(image[300:429, 900:1029][None], MEAN, STD, "cpu") for image, _ in (pairs[0], pairs[-1])
@@ -140,7 +140,7 @@ def _calibrated(network: PSPNet, pairs: list[Pair]) -> PSPNet:
     return network.eval()
 
 
-def _fit_classifier(network: PSPNet, pairs: list[Pair]) -> None:
+def fit_classifier(network: PSPNet, pairs: list[Pair]) -> None:
     """Fit the last layer to the labels of two crops, so that one class is preferred as clearly as after training."""
     seen: list[Tensor] = []
     hook = network.head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -74,17 +74,19 @@ def test_what_does_not_fit_is_a_row_and_the_others_go_on(gpu: Any, monkeypatch: 
     def grows(number: int) -> None:
         raise torch.OutOfMemoryError
 
-    gpu._take_turns(card, [(rows[0], steps[0]), (rows[2], grows)], num_rounds=2, calls_per_turn=1)
+    gpu.take_turns(card, [(rows[0], steps[0]), (rows[2], grows)], num_rounds=2, calls_per_turn=1)
     assert [row.outcome for row in rows] == ["", "oom", "oom"]
     assert len(rows[0].seconds) == 2
 
 
 def test_mfu_and_ratios_of_a_step_by_hand(gpu: Any) -> None:
     """16 images of 2 TFLOP in 0.1 s are 320 TFLOP/s, of 989.4 at most; the reference takes 0.3 s."""
+    import gpu_tables as tables
+
     card = gpu.Card(device=torch.device("cpu"), name="NVIDIA H200")
     ours = gpu.Row("", gpu.Way(of="pspnet", precision="bf16"), seconds=[0.1, 0.1])
     theirs = gpu.Row("", gpu.Way(of="reference", precision="bf16"), seconds=[0.3, 0.2])
     case = gpu.Case(batch_size=16, rows=[ours, theirs], predicted={"": 2**30})
-    assert gpu._mfu(card, case, ours, 2 * 10**12) == pytest.approx(320 / 989.4)
+    assert tables.mfu(card, case, ours, 2 * 10**12) == pytest.approx(320 / 989.4)
     assert ours.ratios(theirs) == pytest.approx([3, 2])
-    assert ours.ratios(gpu._row(case, gpu.Way(of="reference", precision="fp16"))) == []
+    assert ours.ratios(tables.row_of(case, gpu.Way(of="reference", precision="fp16"))) == []
