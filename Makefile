@@ -75,7 +75,11 @@ fuzz: install
 	$$($(BIN)/python -c 'import atheris' 2> /dev/null || echo --random)
 
 audit: install
-	$(BIN)/uv tool run pip-audit -r constraints.txt --no-deps --disable-pip -s osv
+	@found=$$($(BIN)/uv tool run pip-audit -r constraints.txt --no-deps --disable-pip -s osv 2>&1); code=$$?; \
+	case "$$found" in \
+	*Traceback*) printf '%s\n' "$$found" | tail -1 >&2; \
+	  echo "error: the advisories could not be asked for, so nothing is known of these pins. Run it where api.osv.dev can be reached." >&2; exit 2;; \
+	esac; printf '%s\n' "$$found"; exit $$code
 
 format: install
 	$(BIN)/ruff format .
