@@ -53,7 +53,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults_long" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults_long" -n 3 --dist loadfile
 
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p tests.faults.table -m "not faults_long" tests/faults

@@ -9,7 +9,7 @@ import tyro
 from pspnet.errors import InputError
 from segfleet.config import TrainingConfig
 from segfleet.config_json import load_config, to_json, without_passwords
-from segfleet.interruption import Terminated
+from segfleet.interruption import Terminated, terminable
 from segfleet.lease import EXIT_CODE, HeldError
 from segfleet.override import differences, override
 from segfleet.search_config import SearchConfig
@@ -23,7 +23,9 @@ def run_job(main: Callable[[], int | None]) -> None:
     4 where another process works on the same study or training; 130 where a person interrupted it, 143 at SIGTERM.
     """
     try:
-        sys.exit(main() or 0)
+        with terminable():
+            code = main() or 0
+        sys.exit(code)
     except HeldError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CODE)

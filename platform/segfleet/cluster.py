@@ -15,7 +15,7 @@ import ray.util
 from pspnet.errors import InputError
 from pspnet.location import is_uri
 from segfleet.config import TrainingConfig, WorkersConfig
-from segfleet.interruption import terminable
+from segfleet.interruption import terminable, unchanged_by_ray
 from segfleet.ports import free_ports
 from segfleet.secret import is_secret
 
@@ -67,25 +67,28 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
         return
     given = os.environ.get("RAY_ADDRESS", "")
     tune_ray()
-    if given:
-        _check_address(given)
-        ray.init(
-            address=given,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # What Ray Train starts beside the workers asks the state API for "the" cluster: it must know which.
-            runtime_env=None if given == "auto" else {"env_vars": {"RAY_ADDRESS": given}},
-        )
-    else:
-        _start_local(has_dashboard=has_dashboard)
+    with unchanged_by_ray():
+        if given:
+            _check_address(given)
+            ray.init(
+                address=given,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # What Ray Train starts beside the workers asks the state API for "the" cluster: it must know which.
+                runtime_env=None if given == "auto" else {"env_vars": {"RAY_ADDRESS": given}},
+            )
+        else:
+            _start_local(has_dashboard=has_dashboard)
     try:
         with terminable():
             yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=not given)
     finally:
-        ray.shutdown()
-        _forget_single_node()
-        if not given:
-            os.environ.pop("RAY_ADDRESS", None)
+        try:
+            ray.shutdown()
+        finally:
+            _forget_single_node()
+            if not given:
+                os.environ.pop("RAY_ADDRESS", None)
 
 
 @contextlib.contextmanager
@@ -255,9 +258,6 @@ def tune_ray() -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{HALT_S:.0f}")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    os.environ.setdefault(
-        "TUNE_DISABLE_SIGINT_HANDLER", "1"
-    )  # at Ctrl-C its search returns as if it were through
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if is_single_node():
         # a warning before the only node goes helps nobody: seconds of imports saved at every start

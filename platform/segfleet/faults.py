@@ -5,6 +5,7 @@ comes there (the first, if n is not given); several are divided by commas. "@<fi
 whoever acts first renames it to <file>.acted, so that it happens once among many processes. The kinds are
   kill        SIGKILL to this process
   stop        SIGSTOP to this process
+  terminate   SIGTERM to this process
   raise       a FaultError
   sleep=<s>   wait so many seconds
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from pspnet.errors import InputError
 
 VARIABLE = "SEGFLEET_FAULT"
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM}
 POINTS = (
     "training.step",  # an iteration is done
     "checkpoint.opened",  # an empty folder aside
@@ -37,6 +39,7 @@ POINTS = (
     "trial.noted",  # a run without a training
     "trial.reported",  # a report that the study has, and its trial not yet
     "trial.finished",  # ended in the study, not in its run
+    "run.trained",  # a training ended, not its run
     "search.trained",  # all trials ended, no winner packaged
     "search.packaged",  # not registered
     "spool.line",  # half of a line is written
@@ -103,10 +106,10 @@ def _is_ours() -> bool:
 def _parsed(text: str) -> tuple[str, str, int]:
     name, _, rest = text.strip().partition(":")
     kind, _, number = rest.partition(":")
-    is_known = kind in ("kill", "stop", "raise") or kind.removeprefix("sleep=").replace(".", "", 1).isdigit()
+    is_known = kind in (*SIGNALS, "raise") or kind.removeprefix("sleep=").replace(".", "", 1).isdigit()
     if name not in POINTS or not is_known or not (number or "1").isdigit():
         raise InputError(
-            f"{VARIABLE} must be <point>:<kill, stop, raise or sleep=seconds>:<n>, but got {text!r}. "
+            f"{VARIABLE} must be <point>:<kill, stop, terminate, raise or sleep=seconds>:<n>, but got {text!r}. "
             f"The points are {', '.join(POINTS)}."
         )
     return name, kind, int(number or 1)
@@ -118,4 +121,4 @@ def _act(point: str, kind: str) -> None:
     if kind.startswith("sleep="):
         time.sleep(float(kind.removeprefix("sleep=")))
         return
-    os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+    os.kill(os.getpid(), SIGNALS[kind])

@@ -13,27 +13,36 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated at a SIGTERM, in the main thread.
-
-    To be entered once Ray is initialized: its own handler prints native stacks and aborts the process 3 s later,
-    whatever is being tidied up.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Raise Terminated at the first SIGTERM, in the main thread; a second one does not disturb the tidying up."""
     is_terminated = False
 
     def terminate(*_: Any) -> None:
         nonlocal is_terminated
-        is_terminated = True
-        raise KeyboardInterrupt  # Ray knows this one alone, and raises it anew
+        if not is_terminated:
+            is_terminated = True
+            raise KeyboardInterrupt  # Ray knows this one alone, and raises it anew
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    with unchanged_by_ray():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if is_terminated:
+                raise Terminated from None
+            raise
+
+
+@contextlib.contextmanager
+def unchanged_by_ray() -> Iterator[None]:
+    """Leave SIGTERM to whom it was before.
+
+    The handler that `ray.init` puts in its place prints native stacks and aborts the process 3 s later, whatever is
+    being tidied up.
+    """
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except KeyboardInterrupt:
-        if is_terminated:
-            raise Terminated from None
-        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

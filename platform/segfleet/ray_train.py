@@ -28,7 +28,7 @@ from segfleet import cluster
 
 GROUP_END_S = 5
 """How long the processes of a group may take to leave it before they are ended; a halted one never does. Ray: 30."""
-ABORT_S = 10
+ABORT_S = 5
 """How long workers of a run that is interrupted may take to be ended."""
 LONGEST_POLL_S = 1.0
 SHARE_OF_SILENCE = 0.1
@@ -115,10 +115,12 @@ def end_before_destructors() -> None:
     queued is destroyed under the lock of the queue, and the answer to them goes into that queue. The process has left
     its cluster by then, so that nobody ends it where the cluster ends first.
     """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
 
 
 class UncoordinatedPolicy(FixedScalingPolicy):

@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pspnet.errors import InputError
@@ -139,6 +139,19 @@ def end_run(
         print(f"tracking: the end of run {run_id} is not recorded: {first_line(error)}", flush=True)
         return False
     return True
+
+
+@contextlib.contextmanager
+def killed_when_interrupted(
+    uri: str, run_id: str, nested: Callable[[], Iterable[str]] = tuple
+) -> Iterator[None]:
+    """Show a run, and those `nested` in it, as KILLED where a person ends this; who goes on opens them again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(InputError, ConnectionError):  # a server that is away hears of nothing
+            all(end_run(uri, each, status="KILLED", tags={}) for each in [*nested(), run_id])
+        raise
 
 
 def ship_spool(uri: str, run_id: str, spool_dir: str | Path) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pspnet.errors import InputError
@@ -17,7 +18,7 @@ from segfleet.final_score import split_for_trials
 from segfleet.finals import finals_table, plan_finals
 from segfleet.override import override
 from segfleet.protocol import protocol_tags, training_protocol
-from segfleet.run_writer import RunWriter
+from segfleet.run_writer import RunWriter, killed_when_interrupted
 from segfleet.search_config import SearchConfig
 from segfleet.search_report import ended_badly, leaderboard_table
 from segfleet.secret import masked
@@ -60,17 +61,19 @@ def run_search(config: SearchConfig) -> SearchResult:
             tags={"segfleet.kind": "study", **protocol_tags(training_protocol(training, store.digest))},
             params=shown_params(config),
         )
-        log_dataset(training, store, run_id)
-        with contextlib.closing(RunWriter(tracking_uri, run_id, spool_dir(config))) as writer:
-            writer.log_text(to_json(without_passwords(asked)), "config.json")
-        num_trained = train_trials(config, study, store, run_id)
-        finals = plan_finals(config, study, store.digest)
-        if finals is not None:
-            num_trained += train_trials(config, finals, store, run_id, word="final")
-        fault("search.trained")
-        package = package_winner(config, study, finals, store, val_split)
-        fault("search.packaged")
-    return conclude(config, study, finals, store, run_id, package, num_trained=num_trained)
+        nested = partial(tracking.unended_runs, training.tracking, run_id)
+        with killed_when_interrupted(tracking_uri, run_id, nested):
+            log_dataset(training, store, run_id)
+            with contextlib.closing(RunWriter(tracking_uri, run_id, spool_dir(config))) as writer:
+                writer.log_text(to_json(without_passwords(asked)), "config.json")
+            num_trained = train_trials(config, study, store, run_id)
+            finals = plan_finals(config, study, store.digest)
+            if finals is not None:
+                num_trained += train_trials(config, finals, store, run_id, word="final")
+            fault("search.trained")
+            package = package_winner(config, study, finals, store, val_split)
+            fault("search.packaged")
+            return conclude(config, study, finals, store, run_id, package, num_trained=num_trained)
 
 
 def _study(config: SearchConfig, store_digest: str) -> Study:

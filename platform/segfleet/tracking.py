@@ -81,18 +81,21 @@ def outcome_name(run_name: str, outcome: str) -> dict[str, str]:
 
 
 def unended_runs(tracking: TrackingConfig, parent_run_id: str) -> set[str]:
-    """Return the ids of the runs nested under a run that nobody has ended."""
+    """Return the ids of the runs nested under a run that nobody has ended, or that were KILLED in the midst."""
     uri = resolve_uri(tracking)
     with plain_errors(uri):
         mlflow_client = client(uri)
         experiment_id = find_experiment(mlflow_client, uri, tracking.experiment_name)
-        filter_string = f"attributes.status = 'RUNNING' AND tags.`mlflow.parentRunId` = '{parent_run_id}'"
         runs: set[str] = set()
-        page_token: str | None = None
-        while page_token != "":
-            page = mlflow_client.search_runs([experiment_id], filter_string, page_token=page_token)
-            runs |= {run.info.run_id for run in page}
-            page_token = page.token or ""
+        for status in ("RUNNING", "KILLED"):
+            filter_string = (
+                f"attributes.status = '{status}' AND tags.`mlflow.parentRunId` = '{parent_run_id}'"
+            )
+            page_token: str | None = None
+            while page_token != "":
+                page = mlflow_client.search_runs([experiment_id], filter_string, page_token=page_token)
+                runs |= {run.info.run_id for run in page}
+                page_token = page.token or ""
     return runs
 
 

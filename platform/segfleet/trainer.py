@@ -33,6 +33,7 @@ from segfleet.building import new_cross_entropy, new_model
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig
 from segfleet.config_json import digest, to_json, without_passwords
+from segfleet.faults import fault
 from segfleet.memory import fitted
 from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
 from segfleet.override import flat, override
@@ -40,7 +41,7 @@ from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
 from segfleet.ray_train import GroupTrainer
 from segfleet.run_pictures import PANEL_FILE, TABLE_TAG, track
-from segfleet.run_writer import RunWriter, end_run
+from segfleet.run_writer import RunWriter, end_run, killed_when_interrupted
 from segfleet.secret import masked, secrets_of
 from segfleet.torsos import set_aside
 from segfleet.worker import PROGRESS_FILE, SPOOL_FOLDER, Task, train_worker
@@ -133,38 +134,36 @@ def run_training(config: TrainingConfig) -> TrainingResult:
             },
             params={path: value for path, value in flat(config).items() if not path.startswith("tracking.")},
         )
-        tracking.log_dataset(
-            uri,
-            run_id,
-            name=store.manifest.name,
-            digest=store.digest,
-            source=config.data.store,
-            splits={
-                split: store.manifest.num_images(split)
-                for split in (config.data.train_split, config.data.val_split)
-            },
-        )
-        print(f"run {name}  MLflow run {run_id}  folder {run_dir}", flush=True)
-        try:
+        with killed_when_interrupted(uri, run_id):
+            tracking.log_dataset(
+                uri,
+                run_id,
+                name=store.manifest.name,
+                digest=store.digest,
+                source=config.data.store,
+                splits={
+                    split: store.manifest.num_images(split)
+                    for split in (config.data.train_split, config.data.val_split)
+                },
+            )
+            print(f"run {name}  MLflow run {run_id}  folder {run_dir}", flush=True)
             with follow(run_dir / PROGRESS_FILE):
                 result = fit(build_trainer(config, name=name, run_id=run_id))
-        except KeyboardInterrupt:
-            end_run(uri, run_id, status="KILLED", tags={})
-            raise
-    result = replace(result, baseline=baseline(config, store))
-    end_run(
-        uri,
-        run_id,
-        status="FINISHED" if result.reason == "complete" else "FAILED",
-        tags={"segfleet.reason": result.reason, "segfleet.message": result.message},
-        spool_dir=spool_dir(config, name),
-    )
-    if result.reason == "refused":
-        raise InputError(result.message)
-    if model_name and result.reason == "complete" and result.best_checkpoint_path is not None:
-        package = package_model(result.best_checkpoint_path, run_dir / "package", run_id=run_id)
-        version = registry.register(uri, model_name, package, run_id=run_id)
-        result = replace(result, model_version=f"models:/{model_name}/{version}")
+            fault("run.trained")
+            result = replace(result, baseline=baseline(config, store))
+            end_run(
+                uri,
+                run_id,
+                status="FINISHED" if result.reason == "complete" else "FAILED",
+                tags={"segfleet.reason": result.reason, "segfleet.message": result.message},
+                spool_dir=spool_dir(config, name),
+            )
+        if result.reason == "refused":
+            raise InputError(result.message)
+        if model_name and result.reason == "complete" and result.best_checkpoint_path is not None:
+            package = package_model(result.best_checkpoint_path, run_dir / "package", run_id=run_id)
+            version = registry.register(uri, model_name, package, run_id=run_id)
+            result = replace(result, model_version=f"models:/{model_name}/{version}")
     return result
 
 

@@ -44,6 +44,9 @@ DRIVER_RESOURCES = {"memory": 1.0}
 os.environ.setdefault(
     "RAY_AIR_NEW_OUTPUT", "0"
 )  # else Tune announces folders that are gone when a search has ended
+os.environ.setdefault(
+    "TUNE_DISABLE_SIGINT_HANDLER", "1"
+)  # else its search returns at Ctrl-C as if it were through
 
 MAX_DRIVER_FAILURES = 3
 """How often a trial's process in Tune, which only passes reports on, is started again."""
@@ -93,9 +96,11 @@ def train_trials(
     )
     try:
         tuner.fit()
+        if study.num_left() or any(trial.reason == "running" for trial in study.trials()):
+            raise KeyboardInterrupt  # SIGUSR1, at which Tune returns as if it were through
     except KeyboardInterrupt:
-        execution.close(at_once=True)
-        _end_interrupted_runs(config, study, parent_run_id)
+        with contextlib.suppress(Exception):  # a study's database that is away must not take its place
+            execution.close(at_once=True)
         raise
     finally:
         execution.close()
@@ -213,8 +218,10 @@ class _Execution:
                 ray.kill(actor)
             else:
                 groups.close(actor)
-        self._note_groups(self._groups)
+        ended = [*self._groups]
         self._groups.clear()
+        if ended:
+            self._note_groups(ended)
 
     def _free_group(self) -> str:
         """Return a group of workers that no trial has, started if need be."""
@@ -369,14 +376,6 @@ def complete_runs(config: SearchConfig, study: Study, parent_run_id: str) -> Non
                 f"trial {trial.number} {trial.reason}: its run, left open by a dead process, is ended",
                 flush=True,
             )
-
-
-def _end_interrupted_runs(config: SearchConfig, study: Study, parent_run_id: str) -> None:
-    """Show the study and what it was training as killed; who goes on with a run opens it again."""
-    uri = tracking_server.resolve_uri(config.training.tracking)
-    running = [trial.attributes.get("run_id") for trial in study.trials() if trial.reason == "running"]
-    for run_id in filter(None, (*running, parent_run_id)):
-        end_run(uri, run_id, status="KILLED", tags={})
 
 
 def _end_run(training: TrainingConfig, name: str, run_id: str, reason: str, detail: str, miou: float) -> None:

@@ -304,6 +304,17 @@ def test_ids_of_one_run_and_names_without_zeros_are_listed(tmp_path: Path) -> No
     assert len(pairs) == 20
 
 
+def test_names_without_zeros_are_cut_as_ids(tmp_path: Path) -> None:
+    """Sorted as text 100 lies before 92: a tail of that cuts through runs. A picture that is no id is no trouble."""
+    exported(tmp_path, [*range(1, 90), *range(91, 131)], [])
+    for path in [*tmp_path.glob("*/*.jpg"), *tmp_path.glob("*/*.png")]:
+        path.rename(path.with_stem(f"{int(path.stem)}"))
+    for folder, suffix in (("images", "jpg"), ("labels40", "png")):
+        (tmp_path / folder / f"cover.{suffix}").write_bytes(b"")
+    pairs = nyuv2_source(root=tmp_path).listing().pairs
+    assert sorted(int(pair.name) for pair in pairs if pair.split == "val") == [*range(91, 131)]
+
+
 def test_a_scene_of_nyus_test_part_is_no_training_scenes_neighbour(tmp_path: Path) -> None:
     """An id that follows one of the other part begins a run."""
     exported(tmp_path, [3, 4, 7, 8], [5, 6])

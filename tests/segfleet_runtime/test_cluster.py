@@ -163,7 +163,6 @@ with cluster.connect(sys.argv[1], has_dashboard=True):
 """
 
 
-@pytest.mark.slow
 def test_a_process_that_was_on_a_single_node_watches_the_nodes_of_the_next_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -179,6 +178,7 @@ def test_a_process_that_was_on_a_single_node_watches_the_nodes_of_the_next_clust
         assert not cluster.watches_nodes()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_comes_up_beside_is_not_asked_about_ours(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """A job that is told to end says so, leaves nothing behind, and goes on when the same command comes again."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -40,8 +42,9 @@ class Job:
         ]
         self._log = folder / "log"
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, fault: str = "") -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment["SEGFLEET_FAULT"] = fault
         with self._log.open("wb") as log:
             return subprocess.Popen(self._command, stdout=log, stderr=log, env=environment, cwd=ROOT)
 
@@ -54,40 +57,66 @@ def statuses(client: MlflowClient) -> list[str]:
     return [run.info.status for run in client.search_runs(experiments)]
 
 
+class Ended(NamedTuple):
+    """When a job is told to end: at a named place of the program, or by a signal once it has said something."""
+
+    code: int
+    fault: str = ""
+    number: signal.Signals = signal.SIGTERM
+    said: str = ""
+
+
 @pytest.mark.parametrize(
-    ("job", "number", "code"),
-    [("train_cityscapes", signal.SIGTERM, 143), ("tune_cityscapes", signal.SIGINT, 130)],
+    ("job", "endings"),
+    [
+        ("train_cityscapes", [Ended(143, said="epoch 1/3 done"), Ended(143, fault="run.trained:terminate")]),
+        (
+            "tune_cityscapes",
+            [
+                Ended(143, fault="trial.opened:terminate"),
+                Ended(130, number=signal.SIGINT, said="trial 0 complete"),
+                Ended(130, number=signal.SIGUSR1, said="trial 2 starts"),
+                Ended(143, fault="search.packaged:terminate"),
+            ],
+        ),
+    ],
 )
 def test_a_job_that_is_told_to_end_goes_on_later(
-    job: str, number: signal.Signals, code: int, store_path: Path, tmp_path: Path
+    job: str, endings: list[Ended], store_path: Path, tmp_path: Path
 ) -> None:
     begun = Job(job, store_path, tmp_path)
-    process = begun.start()
-    ended = "trial 0 complete" if job == "tune_cityscapes" else "epoch 1/3 done"
-    while ended not in begun.said():
-        assert process.poll() is None, begun.said()
-        time.sleep(0.05)
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    assert process.wait(120) == code, begun.said()
-    assert begun.said().splitlines()[-1] == SAID
-    assert "***" not in begun.said()
-    assert "Traceback" not in begun.said()
-    _, left = psutil.wait_procs(started, timeout=30)
-    assert left == []
     client = tracking_server.client(
         tracking_server.resolve_uri(TrackingConfig(storage_dir=str(tmp_path / "runs")))
     )
-    assert not client.search_registered_models()
-    assert "RUNNING" not in statuses(client)
-    assert "KILLED" in statuses(client)
+    for number, ending in enumerate(endings):
+        _end(begun, ending)
+        assert not [it.said for it in endings[:number] if it.said and it.said in begun.said()]
+        assert not client.search_registered_models()
+        assert "RUNNING" not in statuses(client)
+        assert "KILLED" in statuses(client)
 
     assert begun.start().wait(600) == 0, begun.said()
     if job == "tune_cityscapes":
-        assert "2 of 3 trials to train" in begun.said()
-        assert "trial 0 " not in begun.said().split("Leaderboard")[0]
+        assert "all 3 trials are finished" in begun.said()
         assert [model.name for model in client.search_registered_models()] == ["interrupted"]
     else:
-        assert "epoch 1/3" not in begun.said()
-        assert "epoch 3/3 done" in begun.said()
+        assert "/3 done" not in begun.said()
     assert set(statuses(client)) == {"FINISHED"}
+
+
+def _end(begun: Job, ending: Ended) -> None:
+    process = begun.start(ending.fault)
+    started: set[psutil.Process] = set()
+    while process.poll() is None and (not ending.said or ending.said not in begun.said()):
+        time.sleep(0.05)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started |= set(psutil.Process(process.pid).children(recursive=True))
+    if ending.said:
+        process.send_signal(ending.number)
+    assert process.wait(120) == ending.code, begun.said()
+    assert begun.said().splitlines()[-1] == SAID
+    assert "***" not in begun.said()
+    assert "Traceback" not in begun.said()
+    assert started
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert left == []

@@ -62,13 +62,9 @@ def weights(result: TrainingResult) -> bytes:
 
 
 @pytest.mark.usefixtures("local_cluster")
-@pytest.mark.parametrize(
-    "changes", [{}, EVERY_FLAG | {"schedule.global_batch_size": 8}], ids=["plain", "every flag"]
-)
-def test_two_workers_repeat_and_survive_the_death_of_one(
-    config: TrainingConfig, changes: dict[str, Any]
-) -> None:
-    config = override(two_workers(config), changes)
+def test_two_workers_with_every_flag_repeat_and_survive_the_death_of_one(config: TrainingConfig) -> None:
+    """Row A1 has them without flags."""
+    config = override(two_workers(config), EVERY_FLAG | {"schedule.global_batch_size": 8})
     whole = fit(build_trainer(config, name="whole", run_id=""))
     assert (whole.reason, whole.epochs) == ("complete", 3)
     assert whole.panel_path is not None

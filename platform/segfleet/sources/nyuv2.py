@@ -7,6 +7,7 @@ Transposing them gives the picture; turning them (numpy.rot90) gives its mirror 
 import csv
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,10 +138,12 @@ class NyuFolderSource:
             ) from error
         images = {path.stem: path for path in (self.root / "images").glob("*.jpg")}
         labels = {path.stem: path for path in (self.root / "labels40").glob("*.png")}
-        names = sorted(name for name in images.keys() & labels.keys() if int(name) in split_of)
+        numbered = (name for name in images.keys() & labels.keys() if re.fullmatch("[0-9]+", name))
+        names = sorted((name for name in numbered if int(name) in split_of), key=int)
         if not names:
             raise InputError(
-                f"--root must hold images/*.jpg and labels40/*.png of equal names, but {self.root} has none."
+                "--root must hold images/*.jpg and labels40/*.png of equal names, which are official ids, but "
+                f"{self.root} has none."
             )
         notes = [f"no label for image {images[name]}" for name in sorted(images.keys() - labels.keys())]
         notes += [f"no image for label {labels[name]}" for name in sorted(labels.keys() - images.keys())]
