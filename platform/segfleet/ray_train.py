@@ -6,6 +6,7 @@ On a machine whose cores are all taken by workers, what Ray's other processes co
 import asyncio
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -56,7 +57,7 @@ class GroupTrainer(TorchTrainer):
                 needless += (PlacementGroupCleanerCallback,)
         settings["callbacks"] = [each for each in settings["callbacks"] if not isinstance(each, needless)]
         controller = (
-            ray.remote(GroupController)
+            _remote_controller()
             .options(
                 num_cpus=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(
@@ -106,6 +107,12 @@ class GroupController(TrainController):
     def _has_dead_worker(self) -> bool:
         workers = self._worker_group.get_workers()
         return any(worker.actor._get_local_state() == ActorTableData.DEAD for worker in workers)
+
+
+@functools.cache
+def _remote_controller() -> Any:
+    """Return the class as Ray starts it, made once: Ray's head keeps each one that is made until the job ends."""
+    return ray.remote(GroupController)
 
 
 def end_before_destructors() -> None:
