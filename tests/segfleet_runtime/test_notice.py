@@ -49,10 +49,13 @@ def cut_off(
     return reports
 
 
-@pytest.mark.parametrize("at", [1, 4])
 @pytest.mark.parametrize(
-    "changes",
-    [{}, EVERY_FLAG | {"schedule.global_batch_size": 4}, {"schedule.evaluate_every_epochs": 3}],
+    ("changes", "at"),
+    [
+        ({}, 1),
+        (EVERY_FLAG | {"schedule.global_batch_size": 4}, 4),
+        ({"schedule.evaluate_every_epochs": 3}, 4),
+    ],
     ids=["plain", "every flag", "seldom evaluated"],
 )
 def test_cut_off_after_a_notice_and_resumed_is_uninterrupted(

@@ -96,9 +96,10 @@ def test_a_stored_configuration_repeats_the_run(config: TrainingConfig, tmp_path
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, EVERY_FLAG | {"schedule.global_batch_size": 4}], ids=["plain", "every flag"]
+    ("damaged", "changes"),
+    [(True, {}), (False, EVERY_FLAG | {"schedule.global_batch_size": 4})],
+    ids=["damaged", "every flag"],
 )
-@pytest.mark.parametrize("damaged", [False, True])
 def test_killed_and_resumed_is_uninterrupted(
     config: TrainingConfig, tmp_path: Path, damaged: bool, changes: dict[str, Any]
 ) -> None:
