@@ -18,7 +18,7 @@ from ray._private.state import actors
 from pspnet.engine import evaluate
 from pspnet.model import PSPNet
 from pspnet.store import Store
-from segfleet import cluster
+from segfleet import cluster, ray_train
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.override import override
@@ -143,11 +143,7 @@ def test_the_process_of_a_controller_ends_though_rays_destructors_wait_for_ever(
             assert library["__cxa_atexit"](library.pause, None, None) == 0
             super().__init__(*values, **named)
 
-    def remote_of(*values: Any, **named: Any) -> Any:
-        return remote(*(Waiting if value is GroupController else value for value in values), **named)
-
-    remote = ray.remote
-    monkeypatch.setattr(ray, "remote", remote_of)
+    monkeypatch.setattr(ray_train, "_remote_controller", lambda: ray.remote(Waiting))
     config = override(config, {"schedule.num_epochs": 1})
     result = fit(build_trainer(config, name="waiting", run_id=""))
     assert result.reason == "complete", result.message
