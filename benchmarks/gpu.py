@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_inputs import MEAN, STD, measure_crops, measure_predictions
+from gpu_predictions import MEAN, STD, measure_crops, measure_predictions
 from gpu_rows import Card, Case, Row, say, take_turns
 from gpu_tables import aim_line, crop_table, prediction_table, step_table, summary
 from gpu_ways import (

@@ -15,7 +15,7 @@ import ray.util
 from pspnet.errors import InputError
 from pspnet.location import is_uri
 from segfleet.config import TrainingConfig, WorkersConfig
-from segfleet.interruption import terminable, unchanged_by_ray
+from segfleet.interruption import kept_sigterm, terminable
 from segfleet.ports import free_ports
 from segfleet.secret import is_secret
 
@@ -67,7 +67,7 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
         return
     given = os.environ.get("RAY_ADDRESS", "")
     tune_ray()
-    with unchanged_by_ray():
+    with kept_sigterm():
         if given:
             _check_address(given)
             ray.init(

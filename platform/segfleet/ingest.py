@@ -25,7 +25,7 @@ from pspnet.manifest import MANIFEST_FILE, SELECTION, VIEWS, Manifest, ShardForm
 from pspnet.store import Sample, Store, publish_store, remove_store, write_shard
 from segfleet.checks import Finding, PairFacts, check_pair, compare_pairs, from_json, to_json
 from segfleet.ingest_report import MAX_WARNINGS_ON_SCREEN, Report, table, write_report
-from segfleet.interruption import unchanged_by_ray
+from segfleet.interruption import kept_sigterm
 from segfleet.progress import tracked
 from segfleet.selection import DEFAULT_FRACTION, check_fraction, choose_selection
 from segfleet.sources import Pair, Source
@@ -306,7 +306,7 @@ def _executed(source: Source, aside: Path, tasks: Sequence[_Task]) -> Iterator[_
             yield _write(source, aside, task)
         return
     if not ray.is_initialized():
-        with unchanged_by_ray():
+        with kept_sigterm():
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
     remote = ray.remote(num_cpus=1)(_write)
     shared_source = ray.put(source)

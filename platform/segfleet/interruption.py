@@ -22,7 +22,7 @@ def terminable() -> Iterator[None]:
             is_terminated = True
             raise KeyboardInterrupt  # Ray knows this one alone, and raises it anew
 
-    with unchanged_by_ray():
+    with kept_sigterm():
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)
         try:
@@ -34,11 +34,11 @@ def terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanged_by_ray() -> Iterator[None]:
-    """Leave SIGTERM to whom it was before.
+def kept_sigterm() -> Iterator[None]:
+    """Give SIGTERM back, at the end, to the handler that it has now.
 
-    The handler that `ray.init` puts in its place prints native stacks and aborts the process 3 s later, whatever is
-    being tidied up.
+    The one that `ray.init` puts in its place prints native stacks and aborts the process 3 s later, whatever is being
+    tidied up.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
