@@ -19,7 +19,7 @@ from reporting import parser_of, versions, write_between
 from segfleet.config import TrainingConfig
 from segfleet.override import override
 from segfleet.presets import camvid_mobilenetv2
-from segfleet.trainer import run_folder, run_name, run_training
+from segfleet.trainer import resolve, run_folder, run_name, run_training
 
 ROWS: dict[str, dict[str, Any]] = {
     "**whole**": {},
@@ -98,6 +98,7 @@ def _train(name: str, config: TrainingConfig) -> Trained:
 
 def _minutes(config: TrainingConfig) -> float:
     """Return the minutes of all epochs, evaluation included, as the log of the training has them."""
+    config = resolve(config)  # as the training does; its name is made of absolute paths
     log = run_folder(config, run_name(config)) / "progress.log"
     ends = [
         line.split(" done in ")[1].split()[0] for line in log.read_text().splitlines() if " done in " in line
