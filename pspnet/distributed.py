@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from pspnet.kernels import avoid_matrix_products, use_fast_depthwise_gradients
+from pspnet.kernels import use_fast_depthwise_gradients, use_fast_kernels
 from pspnet.model import PSPNet
 from pspnet.norms import Norm, synchronised
 
@@ -26,7 +26,8 @@ def parallelise(
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
-        avoid_matrix_products(model.backbone)
+        if not compiled:  # what numba compiles torch.compile cannot
+            use_fast_kernels(model, model.backbone)
         use_fast_depthwise_gradients(model.backbone)
     if world_size() > 1 and device.type == "cuda" and norm != "batch":
         synchronised(model)

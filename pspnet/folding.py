@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pspnet.kernels import avoid_matrix_products
+from pspnet.kernels import use_fast_kernels
 from pspnet.model import PSPNet, PyramidHead
 
 _SIDE = 33
@@ -40,12 +40,12 @@ def fold_batch_norm(model: PSPNet) -> PSPNet:
 def for_prediction(model: PSPNet, device: torch.device | str) -> PSPNet:
     """Return the network as it predicts fastest on `device`: itself on a GPU, a rewritten copy on CPUs.
 
-    The copy has no BatchNorm and keeps the channels of a pixel together; see also `avoid_matrix_products`.
+    The copy has no BatchNorm and keeps the channels of a pixel together; see also `use_fast_kernels`.
     """
     if torch.device(device).type != "cpu":
         return model
     folded = fold_batch_norm(model).to(memory_format=torch.channels_last)
-    avoid_matrix_products(folded.backbone)
+    use_fast_kernels(folded, folded.backbone)
     return folded
 
 

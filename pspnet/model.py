@@ -5,7 +5,7 @@ Axes: n images, c channels or classes, h w pixels, fh fw feature cells (h / outp
 
 # ruff: noqa: F722
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,11 +16,8 @@ from torch.nn import functional
 from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
 from pspnet.json_values import shown, typed
+from pspnet.kernels import WinogradConv2d, convolve3x3
 from pspnet.norms import use_group_norm
-
-CHANNELS_PER_PART = 512
-"""Input channels that a prediction's largest convolution takes at a time on a CPU."""
-
 
 MAX_BIN_SIZE = 1024
 """Cells of a side of the pyramid's finest grid: an image of 8,000 pixels has as many features at stride 8."""
@@ -204,7 +201,8 @@ class PyramidHead(nn.Module):
         """Return logits for each cell of the features."""
         pooled = pooled_grids(features, self.bin_sizes)
         grids = [branch(grid) for branch, grid in zip(self.branches, pooled, strict=True)]
-        x = pyramid_convolution(features, grids, self.conv.weight, self.align_corners)
+        convolve = self.conv.convolve if isinstance(self.conv, WinogradConv2d) else convolve3x3
+        x = pyramid_convolution(features, grids, self.conv.weight, self.align_corners, convolve=convolve)
         x = functional.relu(self.norm(x), inplace=True)
         return self.classifier(self.dropout(x))
 
@@ -256,6 +254,8 @@ def pyramid_convolution(
     grids: Sequence[Tensor],
     weight: Float[Tensor, "o ci 3 3"],
     align_corners: bool = True,
+    *,
+    convolve: Callable[[Tensor, Tensor], Tensor] = convolve3x3,
 ) -> Float[Tensor, "n o fh fw"]:
     """Return conv2d(cat([features, *upsampled grids]), weight, padding=1) without making the concatenation.
 
@@ -265,7 +265,7 @@ def pyramid_convolution(
     """
     # split, whose gradient is one concatenation: each slice would have a gradient as large as the whole weight.
     feature_weight, *branch_weights = weight.split([features.shape[1], *(grid.shape[1] for grid in grids)], 1)
-    result = _convolved(features, feature_weight)
+    result = convolve(features, feature_weight)
     if not grids:
         return result
     fh, fw = features.shape[2:]
@@ -281,20 +281,6 @@ def pyramid_convolution(
         columns.append(_shifted_upsampling(taps, fw, size, align_corners))
     from_grids = torch.cat(columns, 1) @ torch.cat(rows, 2)
     return result + from_grids.permute(0, 3, 1, 2)
-
-
-def _convolved(features: Float[Tensor, "n c fh fw"], weight: Tensor) -> Float[Tensor, "n o fh fw"]:
-    """Return the 3x3 convolution; to predict on a CPU as a sum over parts of the channels that fit in its cache.
-
-    oneDNN takes 1.4 times as long for 2048 channels at once.
-    """
-    if torch.is_grad_enabled() or features.device.type != "cpu":
-        return functional.conv2d(features, weight, padding=1)
-    result = functional.conv2d(features[:, :CHANNELS_PER_PART], weight[:, :CHANNELS_PER_PART], padding=1)
-    for first in range(CHANNELS_PER_PART, features.shape[1], CHANNELS_PER_PART):
-        part = slice(first, first + CHANNELS_PER_PART)
-        result += functional.conv2d(features[:, part], weight[:, part], padding=1)
-    return result
 
 
 def upsampled(logits: Float[Tensor, "n c fh fw"], stride: int) -> Float[Tensor, "n c h w"]:

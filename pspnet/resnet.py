@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pspnet.errors import InputError
 from pspnet.features import Features, initialise, require_known
+from pspnet.kernels import activated
 
 
 class ResNet(nn.Module):
@@ -68,10 +68,10 @@ class ResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Features:
         """Compute the features; each side has ceil(side / output_stride) cells."""
-        x = functional.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = activated(self.conv1, self.bn1, images)
         if self.has_deep_stem:
-            x = functional.relu(self.bn2(self.conv2(x)), inplace=True)
-            x = functional.relu(self.bn3(self.conv3(x)), inplace=True)
+            x = activated(self.conv2, self.bn2, x)
+            x = activated(self.conv3, self.bn3, x)
         stage3 = self.layer3(self.layer2(self.layer1(self.maxpool(x))))
         return Features(stage3, self.layer4(stage3))
 
@@ -100,10 +100,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n co ho wo"]:
         """Return what the convolutions add to the input."""
-        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return functional.relu(y, inplace=True)
+        y = activated(self.conv1, self.bn1, x)
+        return activated(self.conv2, self.bn2, y, x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -123,11 +121,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n co ho wo"]:
         """Return what the convolutions add to the input."""
-        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = functional.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return functional.relu(y, inplace=True)
+        y = activated(self.conv2, self.bn2, activated(self.conv1, self.bn1, x))
+        return activated(self.conv3, self.bn3, y, x if self.downsample is None else self.downsample(x))
 
 
 ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

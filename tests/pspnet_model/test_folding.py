@@ -10,6 +10,7 @@ from torch import nn
 
 from pspnet.folding import fold_batch_norm, for_prediction
 from pspnet.inference import predict
+from pspnet.kernels import PointwiseConv2d, WinogradConv2d, activated, use_matrix_products
 from pspnet.model import PSPNet, pooled_grids
 
 
@@ -36,10 +37,18 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("backbone", "options"), NETWORKS)
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    ("num_threads", "multiplies_fast", "dilation"), [(1, False, 2), (1, True, 1), (2, True, 1)]
+)
 def test_the_rewritten_network_gives_the_same_logits_and_has_no_batch_norm(
-    backbone: str, options: dict[str, Any], num_threads: int
+    backbone: str,
+    options: dict[str, Any],
+    num_threads: int,
+    multiplies_fast: bool,
+    dilation: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: multiplies_fast)
     model = trained(backbone, **options).double()
     before = copy.deepcopy(model.state_dict())
     threads_before = torch.get_num_threads()
@@ -58,7 +67,9 @@ def test_the_rewritten_network_gives_the_same_logits_and_has_no_batch_norm(
     dilations = {
         conv.dilation for conv in rewritten.backbone.modules() if getattr(conv, "kernel_size", 0) == (1, 1)
     }
-    assert dilations == {(2, 2) if num_threads == 1 else (1, 1)}
+    assert dilations == {(dilation, dilation)}
+    kinds = {type(module) for module in rewritten.modules()}
+    assert ({PointwiseConv2d, WinogradConv2d} <= kinds) == (num_threads == 1 and multiplies_fast)
 
 
 def test_predictions_of_the_rewritten_network_are_the_plain_ones() -> None:
@@ -88,3 +99,26 @@ def test_grids_averaged_with_channels_side_by_side_are_those_averaged_apart() ->
     for a, b, size in zip(apart, together, (1, 2, 3, 6), strict=True):
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(b, nn.functional.adaptive_avg_pool2d(features, size))
+
+
+@pytest.mark.parametrize("has_shortcut", [True, False])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_prediction_adds_and_rectifies_in_one_pass(kernel_size: int, has_shortcut: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 70, kernel_size, padding=kernel_size // 2).double()
+    x, shortcut = (
+        torch.randn(2, 64, 9, 7).double(),
+        torch.randn(2, 70, 9, 7).double() if has_shortcut else None,
+    )
+    with torch.inference_mode():
+        expected = torch.relu(conv(x) + (0 if shortcut is None else shortcut))
+        use_matrix_products(conv, conv)
+        before = None if shortcut is None else shortcut.clone()
+        torch.testing.assert_close(
+            activated(conv, nn.Identity(), x, shortcut), expected, rtol=1e-10, atol=1e-11
+        )
+        assert shortcut is None or (before is not None and torch.equal(before, shortcut)), (
+            "the shortcut is read, not changed"
+        )
+        x[0, 0, 0, 0] = float("nan")
+        assert activated(conv, nn.Identity(), x, shortcut).isnan().any(), "not a number stays that"

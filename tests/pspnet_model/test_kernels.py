@@ -1,33 +1,47 @@
 """Law of the kernels: they compute what the plain network does."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pspnet.distributed import parallelise
-from pspnet.kernels import use_fast_depthwise_gradients
+from pspnet.kernels import (
+    PointwiseConv2d,
+    WinogradConv2d,
+    use_fast_depthwise_gradients,
+    use_fast_kernels,
+    use_matrix_products,
+)
 from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
-def test_a_step_on_the_kernels_of_one_thread_is_the_plain_step(backbone: str) -> None:
-    torch.manual_seed(0)
-    plain = PSPNet(3, backbone=backbone, head_channels=8, dropout=0.0).double()
-    ours = copy.deepcopy(plain)
+@pytest.fixture(params=[True, False], ids=["matrix_products", "no_matrix_products"])
+def multiplies_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Torch has one thread, on a processor of either kind."""
+    monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: request.param)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        parallelise(ours, "cpu")
-    finally:
-        torch.set_num_threads(num_threads)
-    changed = [part for part in ours.modules() if getattr(part, "dilation", None) == (2, 2)]
-    assert any(part.kernel_size == (1, 1) for part in changed)
+    yield request.param
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_a_step_on_the_kernels_of_one_thread_is_the_plain_step(backbone: str, multiplies_fast: bool) -> None:
+    torch.manual_seed(0)
+    plain = PSPNet(3, backbone=backbone, head_channels=64, dropout=0.0).double()
+    ours = copy.deepcopy(plain)
+    parallelise(ours, "cpu")
+    kinds = {type(part) for part in ours.modules()}
+    assert (isinstance(ours.head.conv, WinogradConv2d), PointwiseConv2d in kinds) == (multiplies_fast,) * 2
+    pointwise = [part for part in ours.backbone.modules() if getattr(part, "kernel_size", 0) == (1, 1)]
+    assert {part.dilation for part in pointwise} == {(1, 1) if multiplies_fast else (2, 2)}
     depthwise = [part for part in ours.modules() if getattr(part, "groups", 1) > 1]
     assert any(type(part) is not nn.Conv2d for part in depthwise) == (backbone == "mobilenet_v2")
-    images, target = torch.randn(4, 3, 49, 41, dtype=torch.float64), torch.randint(0, 3, (4, 49, 41))
+    images, target = torch.randn(2, 3, 33, 41, dtype=torch.float64), torch.randint(0, 3, (2, 33, 41))
     found: list[list[Tensor]] = []
     for network in (plain.train(), ours.train()):
         loss = segmentation_loss(
@@ -63,3 +77,57 @@ def test_fast_depthwise_gradients_are_the_gradients(
     rtol, atol = (0.02, 0.15) if precision == "bf16" else (1e-10, 1e-12)
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, check_dtype=False, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (23, 17), (5, 8), (1, 3)])
+@pytest.mark.parametrize(("channels", "outputs"), [(64, 128), (130, 66)])
+def test_winograds_convolution_and_its_gradients_are_the_convolutions(
+    dilation: int, height: int, width: int, channels: int, outputs: int
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, outputs, 3, 1, dilation, dilation).double()
+    ours = copy.deepcopy(plain)
+    use_matrix_products(ours, nn.Identity())
+    assert type(ours) is WinogradConv2d
+    images = torch.randn(3, channels, height, width, dtype=torch.float64)
+    found: list[list[Tensor | None]] = []
+    for conv in (plain, ours):
+        x = images.clone().requires_grad_()
+        output = conv(x)
+        (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        found.append([output.detach(), *(it.grad for it in (x, *conv.parameters()))])
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_winograds_convolution_takes_more_tiles_than_it_computes_at_a_time() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    images = torch.randn(2, 64, 61, 67)
+    expected = copy.deepcopy(conv).double()(images.double())
+    plain_error = (conv(images) - expected).norm()
+    use_matrix_products(conv, nn.Identity())
+    error = (conv(images) - expected).norm()
+    assert 0 < error <= 1.5 * plain_error, "it rounds as the plain one does"
+
+
+def test_in_bf16_the_convolution_stays_the_plain_one() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(64, 64, 3, padding=2, dilation=2, bias=False)
+    ours = copy.deepcopy(plain)
+    use_matrix_products(ours, nn.Identity())
+    images = torch.randn(2, 64, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(images), plain(images))
+
+
+def test_without_numba_the_convolutions_of_3x3_stay(
+    multiplies_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pspnet.kernels._HAS_NUMBA", False)
+    model = PSPNet(3, backbone="resnet18", head_channels=64)
+    use_fast_kernels(model, model.backbone)
+    kinds = {type(part) for part in model.modules()}
+    assert WinogradConv2d not in kinds
+    assert (PointwiseConv2d in kinds) == multiplies_fast
