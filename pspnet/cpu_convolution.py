@@ -1,8 +1,8 @@
 """3x3 convolutions on a CPU with 2.25 times fewer multiplications; what follows a convolution, in one pass.
 
-It is F(2x2, 3x3) of Lavin and Gray, CVPR 2016: the four outputs of a tile of 4x4 inputs d are AᵀMA, where M = (G g Gᵀ) ⊙ (Bᵀ d B): for all tiles at once the sum over
-the channels is 16 matrix products. A dilated convolution is one on each of the interleaved grids that do not see each
-other: the cells of its tiles lie `dilation` apart.
+It is F(2x2, 3x3) of Lavin and Gray, CVPR 2016: the four outputs of a tile of 4x4 inputs d are AᵀMA, where M is
+(G g Gᵀ) ⊙ (Bᵀ d B); for all tiles at once the sum over the channels is 16 matrix products. A dilated convolution is
+one on each of the interleaved grids that do not see each other: the cells of its tiles lie `dilation` apart.
 
 Axes: n images, h w cells, c channels in, o channels out, p tiles of a block.
 """

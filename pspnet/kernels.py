@@ -26,8 +26,8 @@ def use_fast_kernels(model: nn.Module, backbone: nn.Module) -> None:
     """Let the convolutions of `model` be computed by what is fastest on this CPU, where torch has one thread.
 
     Intel's processors multiply matrices as fast as they convolve: 1x1 convolutions of the backbone become products of
-    matrices, and 3x3 ones need fewer multiplications (`pspnet.cpu_convolution`). On others products of matrices are slow,
-    and are avoided. Results agree up to rounding.
+    matrices, and 3x3 ones need fewer multiplications (`pspnet.cpu_convolution`). On others products of matrices are
+    slow, and are avoided. Results agree up to rounding.
     """
     if torch.get_num_threads() > 1:
         return
