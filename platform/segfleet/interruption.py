@@ -12,6 +12,24 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def known_interruption() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of an error that came up while one was on its way.
+
+    A library that tidies up may fail at it, and its error then takes the interruption's place: Optuna's lock of a
+    journal, interrupted when it has just been given up, is looked for again.
+    """
+    try:
+        yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is None:
+            raise
+        raise KeyboardInterrupt from error
+
+
+@contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Raise Terminated at the first SIGTERM, in the main thread; a second one does not disturb the tidying up."""
     is_terminated = False
@@ -26,7 +44,8 @@ def terminable() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)
         try:
-            yield
+            with known_interruption():
+                yield
         except KeyboardInterrupt:
             if is_terminated:
                 raise Terminated from None

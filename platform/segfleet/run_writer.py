@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pspnet.errors import InputError
 from segfleet.faults import fault
+from segfleet.interruption import known_interruption
 from segfleet.secret import first_line, masked
 from segfleet.spool import Channel, Status
 from segfleet.tracking import MAX_BATCH_POINTS, Point, add_file, add_points, points, set_end
@@ -147,7 +148,8 @@ def killed_when_interrupted(
 ) -> Iterator[None]:
     """Show a run, and those `nested` in it, as KILLED where a person ends this; who goes on opens them again."""
     try:
-        yield
+        with known_interruption():
+            yield
     except KeyboardInterrupt:
         with contextlib.suppress(InputError, ConnectionError):  # a server that is away hears of nothing
             for each in (*nested(), run_id):

@@ -29,6 +29,7 @@ from segfleet.checkpoint import best_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.config_json import without_passwords
 from segfleet.faults import fault
+from segfleet.interruption import known_interruption
 from segfleet.memory import fitted
 from segfleet.override import flat, override
 from segfleet.protocol import protocol_tags, training_protocol
@@ -95,7 +96,8 @@ def train_trials(
         ),
     )
     try:
-        tuner.fit()
+        with known_interruption():
+            tuner.fit()
         if study.num_left() or any(trial.reason == "running" for trial in study.trials()):
             raise KeyboardInterrupt  # SIGUSR1, at which Tune returns as if it were through
     except KeyboardInterrupt:
