@@ -10,7 +10,7 @@ CAMVID ?= $(SEGFLEET_DATA)/camvid
 MOBILENET := $(wildcard $(SEGFLEET_DATA)/weights/mobilenet_v2_imagenet_features.pth)
 SEMSEG ?=
 
-.PHONY: help install demo demo-stop test test-slow faults faults-all check audit fuzz format
+.PHONY: help install demo demo-stop test test-slow test-long faults faults-all check audit fuzz format
 .PHONY: bench-data bench-model bench-inference bench-gpu bench-overhead bench-parts bench-search soak
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make demo-stop  end the servers that make demo started"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests through real Ray clusters and MLflow servers"
+	@echo "make test-long  the few of many minutes, which CI leaves out"
 	@echo "make faults     faults put into the program on purpose: a table of what it held; make faults-all: every one"
 	@echo "make check      format, lint, types, import contracts, fast tests"
 	@echo "make fuzz       readers of files of others on mutated files for FUZZ_SECONDS (600)"
@@ -53,7 +54,10 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults_long" -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults_long and not long" -n 3 --dist loadfile
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long" -n 2 --dist loadfile
 
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p tests.faults.table -m "not faults_long" tests/faults

@@ -61,16 +61,7 @@ def resume(search: Search, record_property: Recorded, *, fault: str = "") -> int
 @pytest.mark.parametrize(
     ("faults", "pauses_s"),
     [
-        (
-            # the second after two reports, of which the better one is not heard again
-            (
-                "trial.reported:kill:1",
-                "study.reasoned:kill:2",
-                "trial.finished:kill:1",
-                "search.packaged:kill:1",
-            ),
-            (0,),
-        ),
+        (("study.reasoned:kill:2",), (0,)),  # after two reports, of which the better one is not heard again
         pytest.param(
             (
                 "study.asked:kill:1",

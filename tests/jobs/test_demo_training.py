@@ -25,6 +25,7 @@ def run(job: str, *flags: str | Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_five_epochs_score_three_times_the_majority_class(tmp_path: Path) -> None:
     run("draw_demo", "--root", tmp_path / "images")
     run("ingest_cityscapes", "--root", tmp_path / "images", "--store", tmp_path / "store")

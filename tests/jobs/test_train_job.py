@@ -125,6 +125,7 @@ def test_the_job_trains_and_says_what_came_of_it(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_train_on_a_store_in_object_storage(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_recomputing_keeps_less() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_step_is_close_to_an_eager_one() -> None:
     try:
         require_compiler("cpu")

@@ -69,8 +69,20 @@ class Ended(NamedTuple):
 @pytest.mark.parametrize(
     ("job", "endings"),
     [
-        ("train_cityscapes", [Ended(143, said="epoch 1/3 done"), Ended(143, fault="run.trained:terminate")]),
+        ("train_cityscapes", [Ended(143, fault="run.trained:terminate")]),
+        pytest.param(
+            "train_cityscapes",
+            [Ended(143, said="epoch 1/3 done"), Ended(143, fault="run.trained:terminate")],
+            marks=pytest.mark.long,
+        ),
         (
+            "tune_cityscapes",
+            [
+                Ended(130, number=signal.SIGINT, said="trial 0 complete"),
+                Ended(143, fault="search.packaged:terminate"),
+            ],
+        ),
+        pytest.param(
             "tune_cityscapes",
             [
                 Ended(143, fault="trial.opened:terminate"),
@@ -78,6 +90,7 @@ class Ended(NamedTuple):
                 Ended(130, number=signal.SIGUSR1, said="trial 2 starts"),
                 Ended(143, fault="search.packaged:terminate"),
             ],
+            marks=pytest.mark.long,
         ),
     ],
 )
