@@ -110,7 +110,7 @@ class WinogradConv2d(nn.Conv2d):
         self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 3 3"], bias: Tensor | None = None
     ) -> Float[Tensor, "n o h w"]:
         """Return the convolution with this weight and bias in place of its own."""
-        if not _is_computed_exactly(input):
+        if not _is_in_full_precision(input):
             # Rounded to bf16, what has been added up for a tile would be too coarse.
             return convolve3x3(input, weight, bias, dilation=self.dilation[0])
         from pspnet.cpu_convolution import winograd_convolution  # needs numba, which a GPU box may lack
@@ -128,7 +128,7 @@ def activated(
         and isinstance(norm, nn.Identity)
         and conv.bias is not None
         and not torch.is_grad_enabled()
-        and _is_computed_exactly(x)
+        and _is_in_full_precision(x)
         and _HAS_NUMBA
     ):
         from pspnet.cpu_convolution import add_and_rectify
@@ -142,7 +142,7 @@ def activated(
     return functional.relu(y, inplace=True)
 
 
-def _is_computed_exactly(x: Tensor) -> bool:
+def _is_in_full_precision(x: Tensor) -> bool:
     """Return whether a convolution of `x` is one in float32 or float64 on a CPU."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return x.device.type == "cpu" and dtype in (torch.float32, torch.float64)
