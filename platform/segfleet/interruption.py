@@ -3,53 +3,75 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
 
+class _Asked:
+    """What of `SIGNALS` came first since the outermost `terminable` began, and how many of those there are."""
+
+    first: signal.Signals | None = None
+    depth = 0
+
+
 @contextlib.contextmanager
 def known_interruption() -> Iterator[None]:
-    """Raise KeyboardInterrupt in place of an error that came up while one was on its way.
+    """Raise KeyboardInterrupt at the end where one was on its way, whatever became of it.
 
     A library that tidies up may fail at it, and its error then takes the interruption's place: Optuna's lock of a
-    journal, interrupted when it has just been given up, is looked for again.
+    journal, interrupted when it has just been given up, is looked for again. And one that catches the error, as Ray
+    Tune does where a trial ends, or an interruption within a destructor, leaves nothing of it.
     """
     try:
         yield
     except Exception as error:
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, KeyboardInterrupt):
-            behind = behind.__cause__ or behind.__context__
-        if behind is None:
+        if _Asked.first is None:
             raise
         raise KeyboardInterrupt from error
+    if _Asked.first is not None:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated at the first SIGTERM, in the main thread; a second one does not disturb the tidying up."""
-    is_terminated = False
+    """Raise KeyboardInterrupt at Ctrl-C and at the first SIGTERM, in the main thread; the latter leaves as Terminated.
 
-    def terminate(*_: Any) -> None:
-        nonlocal is_terminated
-        if not is_terminated:
-            is_terminated = True
-            raise KeyboardInterrupt  # Ray knows this one alone, and raises it anew
-
-    with kept_sigterm():
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminate)
+    A second SIGTERM does not disturb the tidying up. What the process was told to ignore, as `nohup` and `&` do, it
+    goes on ignoring.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _kept_handlers(SIGNALS):
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
+        _Asked.depth += 1
         try:
             with known_interruption():
                 yield
         except KeyboardInterrupt:
-            if is_terminated:
+            if _Asked.first == signal.SIGTERM:
                 raise Terminated from None
             raise
+        finally:
+            _Asked.depth -= 1
+            if _Asked.depth == 0:
+                _Asked.first = None
+
+
+def _interrupt(number: int, _: Any) -> None:
+    is_first = _Asked.first is None
+    if is_first:
+        _Asked.first = signal.Signals(number)
+    if is_first or number == signal.SIGINT:
+        raise KeyboardInterrupt  # Ray knows this one alone, and raises it anew
 
 
 @contextlib.contextmanager
@@ -59,9 +81,17 @@ def kept_sigterm() -> Iterator[None]:
     The one that `ray.init` puts in its place prints native stacks and aborts the process 3 s later, whatever is being
     tidied up.
     """
-    before = signal.getsignal(signal.SIGTERM)
+    with _kept_handlers([signal.SIGTERM]):
+        yield
+
+
+@contextlib.contextmanager
+def _kept_handlers(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)

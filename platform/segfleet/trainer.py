@@ -34,6 +34,7 @@ from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig
 from segfleet.config_json import digest, to_json, without_passwords
 from segfleet.faults import fault
+from segfleet.interruption import known_interruption
 from segfleet.memory import fitted
 from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
 from segfleet.override import flat, override
@@ -251,7 +252,8 @@ def fit(trainer: TorchTrainer) -> TrainingResult:
     task = Task(**(trainer.train_loop_config or {}))
     error: Exception | None = None
     try:
-        trainer.fit()
+        with known_interruption():
+            trainer.fit()
     except (
         ray.train.TrainingFailedError,
         ray.exceptions.RayError,

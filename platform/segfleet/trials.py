@@ -334,17 +334,19 @@ class _StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the settings of the next trial, or that there is none."""
-        while proposal := self._waiting.pop(0) if self._waiting else self._execution.next_proposal():
-            settings = self._execution.begin(proposal)
-            if settings is not None:
-                self._number_of[trial_id] = proposal.number
-                return settings
+        with known_interruption():
+            while proposal := self._waiting.pop(0) if self._waiting else self._execution.next_proposal():
+                settings = self._execution.begin(proposal)
+                if settings is not None:
+                    self._number_of[trial_id] = proposal.number
+                    return settings
         return Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._execution.end(self._number_of.pop(trial_id), result, error=error)
+        with known_interruption():  # Tune takes an error here for the trial's, and goes on
+            self._execution.end(self._number_of.pop(trial_id), result, error=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: the study is the truth."""
@@ -362,7 +364,8 @@ class _StudyScheduler(FIFOScheduler):
         self._execution = execution
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        stop = self._execution.report(trial.config["number"], result)
+        with known_interruption():
+            stop = self._execution.report(trial.config["number"], result)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
 

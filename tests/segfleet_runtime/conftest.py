@@ -1,5 +1,6 @@
 """A store of random pictures and the smallest training on it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "store"
     write_store(path, TABLE, {"train": pictures("train", 12), "val": pictures("val", 3)})
     return path
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """As if a terminal had started the tests: what `&` of a script starts ignores SIGINT, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

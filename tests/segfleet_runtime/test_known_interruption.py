@@ -1,16 +1,22 @@
 """An interruption stays one, whatever a library makes of it."""
 
+import contextlib
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from segfleet import run_writer
+from segfleet import run_writer, trials
 from segfleet.cli import run_job
-from segfleet.interruption import known_interruption
+from segfleet.interruption import known_interruption, terminable
 from segfleet.run_writer import killed_when_interrupted
+
+pytestmark = pytest.mark.usefixtures("heeds_ctrl_c")
 
 
 def interrupted_when_the_lock_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +26,7 @@ def interrupted_when_the_lock_is_given_up(path: Path, monkeypatch: pytest.Monkey
 
     def unlink_and_interrupt(name: str) -> None:
         unlink(name)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
         patched.setattr("optuna.storages.journal._file.os.unlink", unlink_and_interrupt)
@@ -47,6 +53,74 @@ def test_an_error_in_a_librarys_tidying_up_is_the_interruption_that_it_was(
     assert left.value.code == 130
     assert ended == [("of a trial", "KILLED"), ("of the study", "KILLED")]
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("method", ["suggest", "on_trial_complete", "on_trial_result"])
+def test_tune_is_told_of_an_interruption_and_not_of_the_error_that_it_would_take_for_a_trials(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Execution:
+        """Meets Optuna's lock at each of Tune's questions."""
+
+        def next_proposal(self) -> None:
+            interrupted_when_the_lock_is_given_up(tmp_path / "journal", monkeypatch)
+
+        def end(self, *_: Any, **named: Any) -> None:
+            self.next_proposal()
+
+        def report(self, *_: Any) -> None:
+            self.next_proposal()
+
+    searcher = trials._StudySearcher(Execution(), [])  # type: ignore[arg-type]
+    searcher._number_of["a"] = 0
+    scheduler = trials._StudyScheduler(Execution())  # type: ignore[arg-type]
+    trial = type("Trial", (), {"config": {"number": 0}})
+    calls = {
+        "suggest": lambda: searcher.suggest("a"),
+        "on_trial_complete": lambda: searcher.on_trial_complete("a"),
+        "on_trial_result": lambda: scheduler.on_trial_result(None, trial, {}),
+    }
+    with pytest.raises(KeyboardInterrupt), terminable():
+        _but_not_an_error(calls[method])
+
+
+def _but_not_an_error(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:  # as Ray Tune does around on_trial_complete
+        pytest.fail(f"Tune would go on after {error!r}")  # no Exception: it is heard outside
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_got_lost_is_raised_at_the_next_occasion(number: signal.Signals) -> None:
+    def lose() -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # as what a destructor raises is
+            os.kill(os.getpid(), number)
+
+    def job(begun: list[str]) -> None:
+        lose()
+        begun.append("first")
+        with known_interruption():
+            begun.append("second")
+        begun.append("third")
+
+    begun: list[str] = []
+    with pytest.raises(SystemExit) as left:
+        run_job(lambda: job(begun))
+    assert left.value.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert begun == ["first", "second"]
+
+    another: list[str] = []
+    with pytest.raises(SystemExit) as left:
+        run_job(lambda: another.append("all"))
+    assert left.value.code == 0
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with terminable():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_any_other_error_stays_what_it_is() -> None:
