@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.kernels import use_fast_depthwise_gradients, use_fast_kernels
@@ -41,7 +40,9 @@ def parallelise(
 def unwrapped(model: nn.Module) -> PSPNet:
     """Return the network inside DDP and torch.compile, or the network itself."""
     network = model.module if isinstance(model, DistributedDataParallel) else model
-    network = network._orig_mod if isinstance(network, OptimizedModule) else network
+    network = getattr(
+        network, "_orig_mod", network
+    )  # torch._dynamo, whose class has it, takes seconds to import
     assert isinstance(network, PSPNet)
     return network
 

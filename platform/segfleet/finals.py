@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from segfleet.search_config import SearchConfig
 from segfleet.study import FINALIST_OF, Study, TrialRecord, repair
@@ -93,7 +93,7 @@ def lower_bounds(values: Sequence[Sequence[float]], confidence: float = CONFIDEN
     if num_free == 0:
         return means
     squares = sum((value - of) ** 2 for group, of in zip(values, means, strict=True) for value in group)
-    quantile = float(stats.t.ppf(confidence, num_free))
+    quantile = float(stdtrit(num_free, confidence))
     return [
         of - quantile * math.sqrt(squares / num_free / len(group))
         for group, of in zip(values, means, strict=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
 MIN_TRIALS = 6
@@ -137,10 +136,13 @@ def _shares(trials: Sequence[FrozenTrial], seed: int) -> dict[str, float]:
     varied = {name for name in trials[0].params if len({trial.params[name] for trial in trials}) > 1}
     if not varied or len({trial.value for trial in trials}) < 2:
         return dict.fromkeys(trials[0].params, 0.0) if varied else {}
+    # Optuna's forests come with scikit-learn, a second of imports that the beginning of a search need not wait for.
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forests on few trials
         evaluator = FanovaImportanceEvaluator(n_trees=_NUM_TREES, seed=seed)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        found = get_param_importances(study, evaluator=evaluator)
     return {name: float(share) if np.isfinite(share) else 0.0 for name, share in found.items()}
 
 
