@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pspnet.errors import InputError
+from pspnet.initialisation import WithoutDraws
 from pspnet.model import PSPNet
 from pspnet.resnet import ARCHITECTURES, Bottleneck
 from pspnet.weights import key_differences, load_checked, read_file
@@ -100,7 +101,7 @@ def read_published(
         "bin_sizes": list(bin_sizes) if _num_branches(weights) else [],
         "align_corners": align_corners if corners is None else corners,
     }
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutDraws():
         own = PSPNet.from_architecture(architecture).state_dict()
     problems = key_differences(own, weights)
     if problems:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.features import Features
+from pspnet.initialisation import WithoutDraws
 from pspnet.json_values import shown
 
 PREFIX = "timm:"
@@ -57,7 +58,7 @@ class TimmBackbone(nn.Module):
         """Return weights of timm's whole network under this one's names, without those that are not needed."""
         # The cut network joins the first names by _ in place of a dot.
         own = {key.removeprefix("network.").replace(".", "_"): key for key in self.state_dict()}
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutDraws():
             whole = {
                 key.replace(".", "_") for key in _timm(self.name).create_model(self._timm_name).state_dict()
             }

@@ -26,6 +26,7 @@ from torch import Tensor
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.folding import for_prediction
 from pspnet.inference import Average, Precision, predict, predict_batch
+from pspnet.initialisation import WithoutDraws
 from pspnet.json_values import parse_json, shown, typed
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
@@ -353,12 +354,13 @@ def _build(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         class_table = ClassTable.from_dict(info["class_table"])
-        with torch.device("meta"):  # without memory: a description may be of any size
+        with torch.device("meta"), WithoutDraws():  # without memory: a description may be of any size
             shapes = PSPNet.from_architecture(info["architecture"]).state_dict()
         tensors = safetensors.torch.load(weights)
         if problems := key_differences(shapes, tensors):
             raise ValueError(f"{problems[:1000]}.")
-        network = PSPNet.from_architecture(info["architecture"])
+        with WithoutDraws():
+            network = PSPNet.from_architecture(info["architecture"])
         network.load_state_dict(tensors)
         mean, std = tuple(map(float, info["mean"])), tuple(map(float, info["std"]))
         if not len(mean) == len(std) == 3 or min(std) <= 0:

@@ -39,19 +39,20 @@ def origin_tags() -> dict[str, str]:
 
 def environment_text() -> str:
     """Return the Python, the host's kind and the version of every installed package."""
-    packages = sorted(
-        {
-            (dist.metadata["Name"] or "").lower(): dist.version for dist in importlib.metadata.distributions()
-        }.items()
-    )
     sha, is_dirty = commit()
     lines = [
         f"python=={platform.python_version()}",
         f"platform=={platform.platform()}",
         f"commit=={sha or 'unknown'}{'-dirty' if is_dirty else ''}",
-        *(f"{name}=={version}" for name, version in packages if name),
+        *(f"{name}=={version}" for name, version in _packages() if name),
     ]
     return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _packages() -> list[tuple[str, str]]:
+    found = importlib.metadata.distributions()
+    return sorted({((each.metadata["Name"] or "").lower()): each.version for each in found}.items())
 
 
 def version_of(package: str) -> str:

@@ -94,7 +94,9 @@ def test_the_import_contracts_are_kept() -> None:
 
 def test_the_process_of_a_trial_in_tune_loads_neither_torch_nor_mlflow() -> None:
     """It loads the actors that it asks, too; a search has one such process for each trial at a time."""
-    code = "import segfleet.trial, segfleet.groups, sys; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
+    code = (
+        "import segfleet.trial, segfleet.groups, sys; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
