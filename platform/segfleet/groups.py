@@ -45,9 +45,9 @@ class Group:
         self, config_json: str, storage_path: str, own_name: str, secrets: Mapping[str, str] | None = None
     ) -> None:
         os.environ.update(secrets or {})
-        from segfleet.group_workers import Workers
+        from segfleet.group_runs import Runs
 
-        self._workers: Workers = Workers(config_json, storage_path, own_name)
+        self._runs: Runs = Runs(config_json, storage_path, own_name)
         self._changed = threading.Condition()
         self._task: dict[str, Any] | None = None
         self._event: tuple[int, dict[str, Any]] | None = None
@@ -132,7 +132,7 @@ class Group:
 
     def _end(self, task: dict[str, Any]) -> None:
         """Tell who waits for it how the task ended, and be free for another."""
-        result = self._workers.result_of(task)
+        result = self._runs.result_of(task)
         self._task = None
         self._hold({"done": True} | (result or {}))
 
@@ -146,7 +146,7 @@ class Group:
                 if self._task is not None and self._goes_on is False:  # given up while no worker lived
                     self._end(self._task)
                     continue
-            error = self._workers.run()
+            error = self._runs.run()
             with self._changed:
                 self._after_run(error)
 
@@ -155,12 +155,12 @@ class Group:
         task = self._task
         if task is None or self._is_closed:
             return
-        if self._workers.result_of(task) is None and self._goes_on is not False:
+        if self._runs.result_of(task) is None and self._goes_on is not False:
             self._num_failures += 1
-            if self._num_failures <= self._workers.max_failures:
+            if self._num_failures <= self._runs.max_failures:
                 self._event = None  # its report comes again
                 return
-            self._workers.fail(task, error)
+            self._runs.fail(task, error)
         self._end(task)
 
 
