@@ -1,5 +1,7 @@
 """Arithmetic of a training step, counted; and what GPUs can do at most."""
 
+import functools
+import json
 import re
 from dataclasses import dataclass
 
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pspnet.freezing import Frozen, freeze, train_mode
 from pspnet.inference import Precision
+from pspnet.initialisation import WithoutDraws
 from pspnet.model import PSPNet
 from pspnet.sizes import Size, sides
 
@@ -38,12 +41,19 @@ def training_flops(
     one), not what activation checkpointing computes twice: so defined, the share of the peak is MFU (Chowdhery et
     al., "PaLM", 2022, appendix B). Nothing is computed.
     """
+    return _counted(json.dumps(model.architecture), sides(crop_size), num_frozen_stages, frozen_batch_norm)
+
+
+@functools.cache
+def _counted(
+    architecture: str, crop_size: tuple[int, int], num_frozen_stages: int, frozen_batch_norm: Frozen
+) -> int:
     random_state = torch.get_rng_state()
-    with FakeTensorMode():
-        fake = PSPNet.from_architecture(model.architecture)
+    with FakeTensorMode(), WithoutDraws():
+        fake = PSPNet.from_architecture(json.loads(architecture))
         freeze(fake, num_stages=num_frozen_stages, batch_norm=frozen_batch_norm)
         train_mode(fake)
-        images = torch.empty(2, 3, *sides(crop_size))  # BatchNorm refuses a single value
+        images = torch.empty(2, 3, *crop_size)  # BatchNorm refuses a single value
         with FlopCounterMode(display=False) as counter:
             output = fake(images, upsample=False)
             total = output.logits.sum()

@@ -20,6 +20,8 @@ CHANNELS_PER_PART = 512
 """Input channels that a prediction's largest convolution takes at a time on a CPU."""
 MIN_WINOGRAD_CHANNELS = 64
 """Of inputs and outputs: with fewer, what is saved in products is spent on the tiles."""
+MIN_WINOGRAD_VALUES = 2**18
+"""Cells times the smaller number of channels: with fewer, it is spent on transforming the kernels."""
 
 
 def use_fast_kernels(model: nn.Module, backbone: nn.Module) -> None:
@@ -110,7 +112,8 @@ class WinogradConv2d(nn.Conv2d):
         self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 3 3"], bias: Tensor | None = None
     ) -> Float[Tensor, "n o h w"]:
         """Return the convolution with this weight and bias in place of its own."""
-        if not _is_in_full_precision(input):
+        num_values = input.numel() // self.in_channels * min(self.in_channels, self.out_channels)
+        if not _is_in_full_precision(input) or num_values < MIN_WINOGRAD_VALUES:
             # Rounded to bf16, what has been added up for a tile would be too coarse.
             return convolve3x3(input, weight, bias, dilation=self.dilation[0])
         from pspnet.cpu_convolution import winograd_convolution  # needs numba, which a GPU box may lack
@@ -133,7 +136,7 @@ def activated(
     ):
         from pspnet.cpu_convolution import add_and_rectify
 
-        y = conv.convolve(x, conv.weight)
+        y = conv.convolve(x, conv.weight).contiguous(memory_format=torch.channels_last)
         add_and_rectify(y, conv.bias, shortcut)
         return y
     y = norm(conv(x))

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from pspnet.distributed import parallelise
 from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast
+from pspnet.initialisation import WithoutDraws
 from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
 from pspnet.sizes import Size, sides
@@ -58,7 +59,7 @@ def step_memory(
     """Return the memory of a step of `num_images` on the network that `build` makes; nothing is computed."""
     random_state = torch.get_rng_state()
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(), WithoutDraws():
             return count_step(build(), crop_size, num_images, precision=precision)
     finally:
         torch.set_rng_state(random_state)

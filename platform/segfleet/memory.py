@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pspnet.errors import InputError
 from pspnet.freezing import freeze
+from pspnet.initialisation import WithoutDraws
 from pspnet.memory import GIB, Fit, StepMemory, step_memory
 from pspnet.model import PSPNet, refuse_single_values
 from pspnet.recomputation import recompute_blocks
@@ -118,7 +119,7 @@ def _can_train_on(config: TrainingConfig, num_classes: int, num_images: int) -> 
     workers = config.workers
     if workers.use_gpu and workers.num_workers > 1 and config.model.norm != "batch":
         return True
-    with FakeTensorMode():
+    with FakeTensorMode(), WithoutDraws():
         try:
             refuse_single_values(network_of(config.model, num_classes), num_images)
         except InputError:

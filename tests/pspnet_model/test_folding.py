@@ -49,6 +49,7 @@ def test_the_rewritten_network_gives_the_same_logits_and_has_no_batch_norm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: multiplies_fast)
+    monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", 0)
     model = trained(backbone, **options).double()
     before = copy.deepcopy(model.state_dict())
     threads_before = torch.get_num_threads()
@@ -102,9 +103,12 @@ def test_grids_averaged_with_channels_side_by_side_are_those_averaged_apart() ->
 
 
 @pytest.mark.parametrize("has_shortcut", [True, False])
-@pytest.mark.parametrize("kernel_size", [1, 3])
-def test_a_prediction_adds_and_rectifies_in_one_pass(kernel_size: int, has_shortcut: bool) -> None:
+@pytest.mark.parametrize(("kernel_size", "min_values"), [(1, 0), (3, 0), (3, 2**18)])
+def test_a_prediction_adds_and_rectifies_in_one_pass(
+    kernel_size: int, min_values: int, has_shortcut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", min_values)
     conv = nn.Conv2d(64, 70, kernel_size, padding=kernel_size // 2).double()
     x, shortcut = (
         torch.randn(2, 64, 9, 7).double(),

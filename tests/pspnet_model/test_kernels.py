@@ -29,6 +29,12 @@ def multiplies_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     torch.set_num_threads(num_threads)
 
 
+@pytest.fixture(autouse=True)
+def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No convolution is too small for the laws."""
+    monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", 0)
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_a_step_on_the_kernels_of_one_thread_is_the_plain_step(backbone: str, multiplies_fast: bool) -> None:
     torch.manual_seed(0)
@@ -120,6 +126,17 @@ def test_in_bf16_the_convolution_stays_the_plain_one() -> None:
     images = torch.randn(2, 64, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours(images), plain(images))
+
+
+def test_a_convolution_with_little_to_save_stays_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(64, 96, 3, padding=1, bias=False)
+    ours = copy.deepcopy(plain)
+    use_matrix_products(ours, nn.Identity())
+    monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", 64 * 2 * 9 * 9)
+    small, large = torch.randn(2, 64, 9, 8), torch.randn(2, 64, 9, 9)
+    assert torch.equal(ours(small), plain(small))
+    assert not torch.equal(ours(large), plain(large))
 
 
 def test_without_numba_the_convolutions_of_3x3_stay(
