@@ -41,11 +41,16 @@ def winograd_convolution(
 def add_and_rectify(
     x: Float[Tensor, "n c h w"], shift: Float[Tensor, " c"], shortcut: Tensor | None = None
 ) -> None:
-    """Make relu(x + shift + shortcut) of `x`, which is in channels_last."""
+    """Make relu(x + shift + shortcut) of `x`, which is in channels_last; in bfloat16 it is rounded once."""
     pixels = x.detach().permute(0, 2, 3, 1).flatten(0, 2)
     others = pixels[:0] if shortcut is None else shortcut.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    others = others.contiguous()
     assert pixels.data_ptr() == x.data_ptr()
-    _add_and_rectify(pixels.numpy(), shift.detach().numpy(), others.contiguous().numpy())
+    if x.dtype == torch.bfloat16:
+        bits = [each.view(torch.int16).numpy().view(np.uint16) for each in (pixels, others)]
+        _add_and_rectify_bfloat16(bits[0], shift.detach().float().numpy(), bits[1])
+    else:
+        _add_and_rectify(pixels.numpy(), shift.detach().numpy(), others.numpy())
 
 
 class _Convolution(torch.autograd.Function):
@@ -149,6 +154,35 @@ def _add_and_rectify(pixels, shift, others):  # type: ignore[no-untyped-def]
             for channel in range(len(values)):
                 value = values[channel] + shift[channel]
                 values[channel] = 0 if value < 0 else value
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_and_rectify_bfloat16(pixels, shift, others):  # type: ignore[no-untyped-def]
+    for pixel in range(len(pixels)):
+        values = pixels[pixel]
+        if len(others):
+            other = others[pixel]
+            for channel in range(len(values)):
+                values[channel] = _rectified(
+                    _value(values[channel]) + shift[channel] + _value(other[channel])
+                )
+        else:
+            for channel in range(len(values)):
+                values[channel] = _rectified(_value(values[channel]) + shift[channel])
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _value(bits):  # type: ignore[no-untyped-def]
+    """Of a bfloat16: the first half of a float32."""
+    return np.uint32(np.uint32(bits) << 16).view(np.float32)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _rectified(value):  # type: ignore[no-untyped-def]
+    """Return the bfloat16 nearest to relu(value), the even one of two; not a number stays that."""
+    bits = np.float32(0 if value < 0 else value).view(np.uint32)
+    rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.uint16(rounded if value == value else 0x7FC0)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -40,9 +40,8 @@ def parallelise(
 def unwrapped(model: nn.Module) -> PSPNet:
     """Return the network inside DDP and torch.compile, or the network itself."""
     network = model.module if isinstance(model, DistributedDataParallel) else model
-    network = getattr(
-        network, "_orig_mod", network
-    )  # torch._dynamo, whose class has it, takes seconds to import
+    # The class that has it is torch._dynamo's, which takes seconds to import.
+    network = getattr(network, "_orig_mod", network)
     assert isinstance(network, PSPNet)
     return network
 

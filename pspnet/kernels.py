@@ -131,13 +131,14 @@ def activated(
         and isinstance(norm, nn.Identity)
         and conv.bias is not None
         and not torch.is_grad_enabled()
-        and _is_in_full_precision(x)
+        and x.device.type == "cpu"
+        and (dtype := _dtype_on_cpu(x)) != torch.float16
         and _HAS_NUMBA
     ):
         from pspnet.cpu_convolution import add_and_rectify
 
         y = conv.convolve(x, conv.weight).contiguous(memory_format=torch.channels_last)
-        add_and_rectify(y, conv.bias, shortcut)
+        add_and_rectify(y, conv.bias, shortcut if shortcut is None else shortcut.to(dtype))
         return y
     y = norm(conv(x))
     if shortcut is not None:
@@ -147,8 +148,12 @@ def activated(
 
 def _is_in_full_precision(x: Tensor) -> bool:
     """Return whether a convolution of `x` is one in float32 or float64 on a CPU."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return x.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and _dtype_on_cpu(x) in (torch.float32, torch.float64)
+
+
+def _dtype_on_cpu(x: Tensor) -> torch.dtype:
+    """Return the type of what a convolution of `x` gives."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def convolve3x3(
@@ -200,7 +205,7 @@ class _DepthwiseConv2d(nn.Conv2d):
     """A 3x3 depthwise convolution, padded by its dilation, with either a stride or a dilation."""
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c ho wo"]:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        dtype = _dtype_on_cpu(input)
         is_fast = dtype == torch.float32 and self.stride[0] > 1
         if input.device.type != "cpu" or is_fast or not torch.is_grad_enabled():
             return super().forward(input)

@@ -19,7 +19,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -30,9 +30,6 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import to_json, without_passwords
 from segfleet.faults import fault
 from segfleet.secret import secrets_of
-
-if TYPE_CHECKING:
-    pass
 
 POLL_S = 10.0
 CLOSE_TIMEOUT_S = 30.0
@@ -47,7 +44,7 @@ class Group:
         os.environ.update(secrets or {})
         from segfleet.group_runs import Runs
 
-        self._runs: Runs = Runs(config_json, storage_path, own_name)
+        self._runs = Runs(config_json, storage_path, own_name)
         self._changed = threading.Condition()
         self._task: dict[str, Any] | None = None
         self._event: tuple[int, dict[str, Any]] | None = None

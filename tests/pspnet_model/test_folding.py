@@ -126,3 +126,27 @@ def test_a_prediction_adds_and_rectifies_in_one_pass(
         )
         x[0, 0, 0, 0] = float("nan")
         assert activated(conv, nn.Identity(), x, shortcut).isnan().any(), "not a number stays that"
+
+
+@pytest.mark.parametrize("has_shortcut", [True, False])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_in_bf16_what_is_added_and_rectified_is_rounded_once(kernel_size: int, has_shortcut: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 70, kernel_size, padding=kernel_size // 2)
+    use_matrix_products(conv, conv)
+    x = torch.randn(2, 64, 9, 7).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 0], x[1, 1, 1, 1] = float("nan"), float("inf")
+    shortcut = torch.randn(2, 70, 9, 7).to(torch.bfloat16) if has_shortcut else None
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert conv.bias is not None
+        alone = nn.functional.conv2d(x, conv.weight, padding=conv.padding)
+        exact = alone.float() + conv.bias[:, None, None] + (0 if shortcut is None else shortcut.float())
+        given = activated(conv, nn.Identity(), x, shortcut)
+    assert given.dtype == torch.bfloat16
+    rounded = torch.relu(exact).to(torch.bfloat16)
+    assert rounded.isnan().any()
+    assert rounded.isinf().any()
+    if kernel_size == 3:  # by the same kernel, which for products of matrices is another
+        torch.testing.assert_close(given, rounded, rtol=0, atol=0, equal_nan=True)
+    else:
+        torch.testing.assert_close(given, rounded, rtol=2**-7, atol=2**-6, equal_nan=True)
