@@ -20,13 +20,13 @@ class Options:
     """File of theirs (.pth or .safetensors): ResNet-50, -101 or -152 at output stride 8."""
 
     output: Path
-    """Folder of the package, made by this job."""
+    """Folder of the package, made by this job; an older package there is replaced."""
 
     classes: str = "cityscapes"
     """What it was trained on: cityscapes, nyuv2_40, nyuv2_13, or a classes.csv in the order of its logits."""
 
-    crop_size: int | str = 713
-    """Side of the crops it was trained on (semseg 713, mmsegmentation 769)."""
+    crop_size: int | str | None = None
+    """Side of the crops it was trained on, or HEIGHTxWIDTH; only where a file of mmsegmentation does not say it."""
 
     bin_sizes: tuple[int, ...] = (1, 2, 3, 6)
     """Grids of its pyramid pooling."""

@@ -16,6 +16,7 @@ from pspnet.errors import InputError
 from pspnet.initialisation import WithoutDraws
 from pspnet.model import PSPNet
 from pspnet.resnet import ARCHITECTURES, Bottleneck
+from pspnet.sizes import notation
 from pspnet.weights import key_differences, load_checked, read_file
 
 Origin = Literal["semseg", "mmsegmentation"]
@@ -70,6 +71,8 @@ class PublishedNetwork:
     """`PSPNet.from_architecture` builds it."""
     weights: dict[str, Tensor]
     """Exactly those of the network, under its names."""
+    crop_size: int | str | None
+    """Of the training, where it is known: semseg's is 713, mmsegmentation's stands in a stored configuration."""
 
 
 def read_published(
@@ -84,14 +87,16 @@ def read_published(
     The file is a .pth, read without pickle's code, or safetensors; its state dict may lie under `state_dict` and its
     names begin with `module.`. The tensors do not tell `bin_sizes`, nor whether mmsegmentation trained with
     `align_corners`: that is taken from the configuration stored with them, and the one given only where it is silent.
-    InputError names every key that does not fit.
+    InputError names every key that does not fit, and other strides or dilations than output stride 8 has.
     """
     path = Path(path)
     content = read_file(path, field)
     given = _state_dict(content, path, field)
     origin = _origin(given, path, field)
     weights = {_renamed(key, origin): value for key, value in given.items()}
-    corners = True if origin == "semseg" else _stored_align_corners(content)
+    settings = "" if origin == "semseg" else str(content.get("meta"))
+    _check_strides(settings, path, field)
+    corners = True if origin == "semseg" else _stored_align_corners(settings)
     if corners is None and align_corners is None:
         raise InputError(
             f"{field} must be given with align_corners, because {path} does not say how mmsegmentation trained it: "
@@ -109,7 +114,9 @@ def read_published(
             f"{field} must be a PSPNet of {origin} with {len(bin_sizes)} bins, but under the names it has here there "
             f"are in {path} {problems}. Give a checkpoint of their PSPNet, with the bins it was trained with."
         )
-    return PublishedNetwork(origin, architecture, weights)
+    return PublishedNetwork(
+        origin, architecture, weights, 713 if origin == "semseg" else _stored_crop_size(settings)
+    )
 
 
 def load_network_weights(model: PSPNet, weights: str) -> None:
@@ -231,7 +238,33 @@ def _num_branches(weights: Mapping[str, Tensor]) -> int:
     return len({key.split(".")[2] for key in weights if key.startswith("head.branches.")})
 
 
-def _stored_align_corners(content: Mapping[str, Any]) -> bool | None:
+def _check_strides(settings: str, path: Path, field: str) -> None:
+    """Refuse a backbone whose strides, as its configuration says, are of another network: its tensors do not tell."""
+    for name, wanted in (("strides", "1, 2, 1, 1"), ("dilations", "1, 1, 2, 4")):
+        for said in _stored_tuples(settings, name):
+            if said != wanted:
+                raise InputError(
+                    f"{field} must be of a network at output stride 8, whose backbone has {name} ({wanted}), but "
+                    f"{path} was trained with ({said}). Give one of mmsegmentation's d8 checkpoints."
+                )
+
+
+def _stored_tuples(settings: str, name: str) -> set[str]:
+    """Return the values of this name in the configuration of mmsegmentation, each as "a, b"."""
+    found = re.findall(rf"\b{name}['\"]?\s*[=:]\s*[(\[]([\d,\s]+)[)\]]", settings)
+    return {", ".join(re.findall(r"\d+", each)) for each in found}
+
+
+def _stored_crop_size(settings: str) -> int | str | None:
+    """Return the one crop size that the configuration of mmsegmentation names; None: none or several."""
+    said = _stored_tuples(settings, "crop_size")
+    if len(said) != 1:
+        return None
+    height, width = map(int, said.pop().split(", "))
+    return notation((height, width))
+
+
+def _stored_align_corners(settings: str) -> bool | None:
     """Return what the configuration of mmsegmentation beside the tensors says; None: nothing or both."""
-    said = set(re.findall(r"align_corners\s*=\s*(True|False)", str(content.get("meta"))))
+    said = set(re.findall(r"align_corners['\"]?\s*[=:]\s*(True|False)", settings))
     return said == {"True"} if len(said) == 1 else None

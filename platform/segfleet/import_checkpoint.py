@@ -24,14 +24,15 @@ def import_checkpoint(
     out_dir: str | Path,
     *,
     class_table: ClassTable,
-    crop_size: int | str,
+    crop_size: int | str | None = None,
     bin_sizes: Sequence[int] = (1, 2, 3, 6),
     align_corners: bool | None = None,
 ) -> Path:
     """Write the package of `checkpoint` to `out_dir`, whole or not at all, and return that folder.
 
     The order of its classes is not in the file: it must be that of `class_table`'s train ids. `crop_size` is that
-    of the crops it was trained on; the other arguments are those of `read_published`. It carries no scores.
+    of the crops it was trained on, where the file does not say it; the other arguments are those of `read_published`.
+    It carries no scores.
     """
     checkpoint = Path(checkpoint)
     published = read_published(
@@ -48,6 +49,13 @@ def import_checkpoint(
         raise InputError(
             f"The class table must have the {architecture['num_classes']} classes of {checkpoint}, but "
             f"{class_table.name} has {class_table.num_classes}. Give the table of the data it was trained on."
+        )
+    if crop_size is None:
+        crop_size = published.crop_size
+    if crop_size is None:
+        raise InputError(
+            f"The checkpoint must be given with the size of the crops that it was trained on, because {checkpoint} "
+            "does not say it. Give --crop-size 769 or 512x1024, as its name has it: protocols depend on it."
         )
     model = {field.name for field in dataclasses.fields(ModelConfig)} & architecture.keys() - {"norm"}
     config = TrainingConfig(

@@ -180,9 +180,11 @@ def package_model(
 def write_package(out_dir: str | Path, model_state: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
     """Write the package of these weights to `out_dir`, whole or not at all, and return that folder.
 
-    `info` is what model.json says, but for the format and the weights' digest.
+    `info` is what model.json says, but for the format and the weights' digest. An older package there is replaced;
+    InputError, and nothing is touched, where the folder holds anything else.
     """
     out_dir = Path(out_dir)
+    _check_replaceable(out_dir)
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model_state.items()})
     described = {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
     info = {"format": FORMAT, **info, "weights": described}
@@ -195,14 +197,29 @@ def write_package(out_dir: str | Path, model_state: Mapping[str, Tensor], info: 
         (aside / MODEL_FILE).write_text(text)
         (aside / CARD_FILE).write_text(model_card(info))
         _build(info, weights, aside, device="cpu")
+        old = aside.with_name(aside.name + "-old")
         if out_dir.exists():
-            os.rename(out_dir, old := aside.with_name(aside.name + "-old"))
-            shutil.rmtree(old)
+            os.rename(out_dir, old)
         os.rename(aside, out_dir)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return out_dir
+
+
+def _check_replaceable(out_dir: Path) -> None:
+    """Raise InputError where a package cannot take the place of what is there."""
+    if out_dir.is_dir():
+        others = sorted({path.name for path in out_dir.iterdir()} - {WEIGHTS_FILE, MODEL_FILE, CARD_FILE})
+        fault = f"it also holds {', '.join(others[:5])}{', …' if others[5:] else ''}" if others else ""
+    else:
+        fault = "it is a file" if out_dir.exists() else ""
+    if fault:
+        raise InputError(
+            f"A model package must go into a folder of its own, which it replaces as a whole, but got {out_dir}, and "
+            f"{fault}. Give a new folder, such as {out_dir / 'package'}."
+        )
 
 
 def load_package(folder: str | Path, *, device: str | torch.device | None = None) -> SegmentationModel:

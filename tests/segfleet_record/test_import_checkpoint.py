@@ -1,6 +1,7 @@
 """A checkpoint of others as a package predicts what the network does, through the jobs as a person calls them."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ from segfleet.import_checkpoint import import_checkpoint
 from segfleet.package import load_package
 
 ROOT = Path(__file__).parents[2]
+CONFIG = """
+crop_size = (512, 1024)
+model = dict(backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)), decode_head=dict(align_corners=False))
+train_pipeline = [dict(type='RandomCrop', crop_size=(512, 1024), cat_max_ratio=0.75)]
+"""
+"""Such as mmsegmentation stores beside the tensors, shortened."""
 
 
 def as_mmsegmentation(network: PSPNet) -> dict[str, Tensor]:
@@ -63,8 +70,7 @@ def network() -> PSPNet:
 @pytest.fixture(scope="module")
 def published(network: PSPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published") / "pspnet_r50-d8_512x1024_80k_cityscapes.pth"
-    meta = {"config": "dict(align_corners=False)"}
-    torch.save({"meta": meta, "state_dict": as_mmsegmentation(network)}, path)
+    torch.save({"meta": {"config": CONFIG}, "state_dict": as_mmsegmentation(network)}, path)
     return path
 
 
@@ -103,6 +109,53 @@ def test_a_package_says_where_it_is_from_and_how_it_was_trained(published: Path,
     assert (model.scores, model.network.align_corners) == (None, False)
     card = (package / "README.md").read_text()
     assert f"19 classes, from {published.name} of mmsegmentation (sha256 " in card
+
+
+def test_the_crops_it_was_trained_on_are_those_of_its_configuration(
+    network: PSPNet, published: Path, tmp_path: Path
+) -> None:
+    package = import_checkpoint(published, tmp_path / "package", class_table=CITYSCAPES)
+    assert load_package(package, device="cpu").crop_size == "512x1024"
+    silent = tmp_path / "silent.pth"
+    torch.save({"meta": {"config": "align_corners=True"}, "state_dict": as_mmsegmentation(network)}, silent)
+    with pytest.raises(InputError, match=r"the crops that it was trained on, because .*--crop-size 769"):
+        import_checkpoint(silent, tmp_path / "another", class_table=CITYSCAPES)
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ("dilations=(1, 1, 2, 4)", "dilations=(1, 1, 1, 1)", "dilations (1, 1, 2, 4), but"),
+        ("strides=(1, 2, 1, 1)", "strides=(1, 2, 2, 2)", "strides (1, 2, 1, 1), but"),
+        ("strides=(1, 2, 1, 1)", "'strides': [1, 2, 2, 2]", "strides (1, 2, 1, 1), but"),
+    ],
+)
+def test_a_network_at_another_output_stride_is_refused(
+    ours: str, theirs: str, said: str, network: PSPNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "pspnet_r50-d32.pth"
+    assert ours in CONFIG
+    meta = {"config": CONFIG.replace(ours, theirs)}
+    torch.save({"meta": meta, "state_dict": as_mmsegmentation(network)}, path)
+    with pytest.raises(InputError, match=re.escape(said)):
+        import_checkpoint(path, tmp_path / "package", class_table=CITYSCAPES)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_package_takes_the_place_of_nothing_but_a_package(published: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    package = import_checkpoint(published, folder / "package", class_table=CITYSCAPES)
+    assert (
+        import_checkpoint(published, package, class_table=CITYSCAPES) == package
+    )  # an older one it replaces
+    checkpoint = folder / "d8.pth"
+    checkpoint.write_bytes(published.read_bytes())
+    before = sorted(folder.rglob("*"))
+    for occupied in (folder, checkpoint):
+        with pytest.raises(InputError, match=r"must go into a folder of its own, .*Give a new folder"):
+            import_checkpoint(checkpoint, occupied, class_table=CITYSCAPES)
+        assert sorted(folder.rglob("*")) == before
 
 
 def test_a_class_table_of_other_data_is_refused(published: Path, tmp_path: Path) -> None:
