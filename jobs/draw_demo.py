@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_job(main, goes_on=False)

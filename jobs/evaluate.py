@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pspnet.errors import InputError
 from pspnet.store import Store
-from segfleet import cluster
 from segfleet.cli import parse_options, run_job
 from segfleet.config import WorkersConfig
-from segfleet.evaluation import evaluate_model, scores_table, write_evaluation
-from segfleet.parallel_evaluation import evaluate_on_cluster
+from segfleet.evaluation import check_output, scores_table, write_evaluation
+from segfleet.parallel_evaluation import evaluate
 from segfleet.protocol import ViewOptions
 from segfleet.registry import fetch
 from segfleet.submission import write_submission
@@ -34,7 +34,8 @@ class Options(ViewOptions):
     """Processes that share the images, on the cluster of RAY_ADDRESS or this machine; 1 needs no Ray."""
 
     cpus_per_worker: int = 1
-    """CPUs reserved for, and threads used by, each of several workers."""
+    """Threads of each worker on CPUs, reserved for it where there are several. Other kernels compute with one than
+    with more, and round otherwise: bf16 may see another class in one of some thousand pixels."""
 
     use_gpu: bool = False
     """One GPU for each of several workers. A single one takes the first GPU that is there."""
@@ -60,23 +61,30 @@ def main() -> None:
     model = fetch(options.model, tracking_uri=options.tracking_uri)
     protocol = options.protocol_on(store.digest, options.split, crop_size=model.crop_size)
     if options.submission is not None:
+        if options.num_workers != 1 or options.boundaries:
+            raise InputError(
+                "--submission must come without --num-workers and --boundaries: one process segments, and nothing is "
+                "scored. Leave them out."
+            )
         paths = write_submission(model, store, protocol, options.submission)
         print(f"{len(paths) - 1} images segmented by {model.source}, {protocol}\nwritten  {paths[-1]}")
         return
-    if options.num_workers == 1:
-        evaluation = evaluate_model(model, store, protocol, has_boundaries=options.boundaries)
-    else:
-        workers = WorkersConfig(
-            num_workers=options.num_workers, cpus_per_worker=options.cpus_per_worker, use_gpu=options.use_gpu
-        )
-        with cluster.connect(options.output):
-            evaluation = evaluate_on_cluster(
-                model, store, protocol, workers=workers, has_boundaries=options.boundaries
-            )
-    paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
+    check_output(options.output, options.num_examples)
+    workers = WorkersConfig(
+        num_workers=options.num_workers, cpus_per_worker=options.cpus_per_worker, use_gpu=options.use_gpu
+    )
+    evaluation = evaluate(
+        model,
+        store,
+        protocol,
+        workers=workers,
+        storage_dir=options.output,
+        has_boundaries=options.boundaries,
+    )
     print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")
+    paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
     print("\n".join(f"written  {path}" for path in paths))
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_job(main, goes_on=False)

@@ -95,13 +95,13 @@ def predict_logits(
 
     A view is the image resized by one of `scales`, and its mirror image with `flip`, seen whole or, with
     `crop_size`, by windows of that size, one every `stride` pixels (two thirds of each side unless said) and the
-    last flush with the end. Where windows overlap, `average` says what is averaged:
+    last flush with the end. Where windows overlap, or a view is resized to the image, `average` says what is averaged:
 
     probabilities: as semseg's tool/test.py does. Each window, and its own mirror image, is seen and its softmax
     averaged; an image smaller than a window is continued with the mean colour on all sides; the probabilities
     of a scale are resized to the image, bilinearly.
-    logits: as mmsegmentation's `slide_inference` does. The mirror image of the whole slides by itself, windows
-    are no larger than the image, their logits are averaged and resized to the image before the softmax.
+    logits: as mmsegmentation's `slide_inference` and `whole_inference` do. The mirror image of the whole is seen by
+    itself, windows are no larger than the image, their logits are averaged and resized to the image before the softmax.
     """
     if not scales or any(scale <= 0 for scale in scales):
         raise InputError(f"scales must be one or more positive numbers, but got {tuple(scales)}. Usual: 1.")
@@ -122,12 +122,12 @@ def predict_logits(
         for scale in scales:
             scaled = _resized(images, *scaled_size(height, width, scale))
             with autocast(device, precision):
-                if crop_size is None:
+                if average == "logits":
+                    seen = _softmax_of_logits(model, scaled, crop_size, stride, (height, width), flip=flip)
+                elif crop_size is None:
                     seen = _probabilities(model, scaled, flip=flip)
-                elif average == "probabilities":
-                    seen = _windows_of_probabilities(model, scaled, crop_size, stride, flip=flip)
                 else:
-                    seen = _windows_of_logits(model, scaled, crop_size, stride, (height, width), flip=flip)
+                    seen = _windows_of_probabilities(model, scaled, crop_size, stride, flip=flip)
             total += _resized(seen, height, width)[0]
         return total.div_(len(scales)).clamp_(min=torch.finfo(total.dtype).tiny).log_()
 
@@ -209,13 +209,27 @@ def _windows_of_probabilities(
     return seen[:, :, top : top + height, left : left + width]
 
 
-def _windows_of_logits(
-    model: PSPNet, images: Tensor, crop_size: Size, stride: Size | None, size: tuple[int, int], *, flip: bool
+def _softmax_of_logits(
+    model: PSPNet,
+    images: Tensor,
+    crop_size: Size | None,
+    stride: Size | None,
+    size: tuple[int, int],
+    *,
+    flip: bool,
 ) -> Tensor:
-    """Return the softmax of the logits averaged over windows, at `size`, as mmsegmentation computes it."""
+    """Return the softmax of the logits, averaged over windows if any, at `size`, as mmsegmentation computes it."""
+
+    def logits_of(view: Tensor) -> Tensor:
+        logits: Tensor = model(view).logits
+        return logits
 
     def seen(view: Tensor) -> Tensor:
-        logits = _slid(lambda window: model(window).logits, view, crop_size, stride, model.num_classes)
+        logits = (
+            logits_of(view)
+            if crop_size is None
+            else _slid(logits_of, view, crop_size, stride, model.num_classes)
+        )
         return _resized(logits, *size).softmax(1)
 
     return (seen(images) + seen(images.flip(3)).flip(3)) / 2 if flip else seen(images)

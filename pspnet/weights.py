@@ -111,9 +111,10 @@ def _download(backbone: Backbone) -> Mapping[str, Tensor]:
         try:
             return backbone.download()
         except Exception as error:  # whatever timm, the hub's client and the connection raise
+            reason = next(iter(str(error).splitlines()), "no reason given")
             raise InputError(
                 f"timm's pretrained weights of {backbone.name} could not be had "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}). "
+                f"({type(error).__name__}: {reason}). "
                 "Download them elsewhere and give the file as model.backbone_weights."
             ) from error
     if isinstance(backbone, ResNet) and backbone.has_deep_stem:

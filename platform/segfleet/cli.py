@@ -17,10 +17,11 @@ from segfleet.search_config import SearchConfig
 Settings = TypeVar("Settings")
 
 
-def run_job(main: Callable[[], int | None]) -> None:
+def run_job(main: Callable[[], int | None], *, goes_on: bool = True) -> None:
     """Call `main` and exit: 0, its own code, or 2 with one plain message where a person's input cannot be used.
 
     4 where another process works on the same study or training; 130 where a person interrupted it, 143 at SIGTERM.
+    `goes_on` says whether the same command takes up what is done already.
     """
     try:
         with terminable():
@@ -33,7 +34,8 @@ def run_job(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        again = "the same command goes on from here" if goes_on else "the same command begins anew"
+        print(f"interrupted; {again}", file=sys.stderr)
         sys.exit(143 if isinstance(interrupt, Terminated) else 130)
 
 

@@ -15,6 +15,7 @@ import ray.util
 from pspnet.errors import InputError
 from pspnet.location import is_uri
 from segfleet.config import TrainingConfig, WorkersConfig
+from segfleet.folders import writable_folder
 from segfleet.interruption import kept_sigterm, terminable
 from segfleet.ports import free_ports
 from segfleet.secret import is_secret
@@ -61,7 +62,7 @@ def connect(storage_dir: str | Path, *, has_dashboard: bool = False) -> Iterator
     Every process of the cluster that we start learns RAY_ADDRESS: without it, Ray Train's helpers may ask
     another cluster on the same host. InputError where nothing answers or `storage_dir` cannot be written.
     """
-    _check_writable(absolute_path(storage_dir, "tracking.storage_dir"))
+    writable_folder(absolute_path(storage_dir, "tracking.storage_dir"), "tracking.storage_dir")
     if ray.is_initialized():
         yield Cluster(address=ray.get_runtime_context().gcs_address, is_local=False)
         return
@@ -295,16 +296,3 @@ def _check_address(address: str) -> None:
             f"RAY_ADDRESS must name a running cluster, but nothing answers at {address} ({error}). "
             "Start it, or unset RAY_ADDRESS to use a local one."
         ) from error
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_writable = os.access(folder, os.W_OK)
-    except OSError:
-        is_writable = False
-    if not is_writable:
-        raise InputError(
-            f"tracking.storage_dir must be a folder one can write to, but {folder} is not. "
-            "Give another folder."
-        )

@@ -18,6 +18,7 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.store import Split, Store
 from segfleet.boundary import boundary_counts, boundary_f
 from segfleet.checkpoint import finite
+from segfleet.folders import writable_folder
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
@@ -134,6 +135,13 @@ def scores_of(confusion: ConfusionMatrix, class_table: ClassTable, protocol: Pro
     )
 
 
+def check_output(out_dir: str | Path, num_examples: int) -> None:
+    """Raise InputError where `write_evaluation` could not write, before hours are spent on what it is to write."""
+    if num_examples < 1:
+        raise InputError(f"--num-examples must be 1 or more, but got {num_examples}. 4 fit on a screen.")
+    writable_folder(out_dir, "--output")
+
+
 def write_evaluation(
     evaluation: Evaluation, model: SegmentationModel, store: Store, out_dir: str | Path, *, num_examples: int
 ) -> list[Path]:
@@ -142,8 +150,7 @@ def write_evaluation(
     scores.json holds the scores with their protocol. image_counts.npz holds, for a paired comparison, the images'
     names and int64 counts: confusion (images, classes, classes), rows are targets, and boundary where it was scored.
     """
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    out_dir = writable_folder(out_dir, "--output")
     scores, split = evaluation.scores, store.split(evaluation.scores.protocol.split)
     image_miou = evaluation.image_miou
     ranked = sorted(image_miou, key=lambda index: (image_miou[index], index))

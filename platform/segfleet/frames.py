@@ -3,6 +3,7 @@
 import glob
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +108,12 @@ def find_inputs(asked: str | Path, output_dir: str | Path, *, every: int = 1) ->
 
 
 def output_names(files: Sequence[Path], root: Path) -> dict[Path, Path]:
-    """Return where each file's results go in the output folder; of equal stems each keeps its suffix."""
+    """Return where each file's results go in the output folder; what would go where another's do keeps its suffix."""
     relative = {file: file.relative_to(root) for file in files}
-    stems = [path.with_suffix("") for path in relative.values()]
+    num_files = Counter(path.with_suffix("") for path in relative.values())
+    num_files.update(relative.values())  # a.png.png without its suffix is a.png
     return {
-        file: path if stems.count(path.with_suffix("")) > 1 else path.with_suffix("")
+        file: path if num_files[path.with_suffix("")] > 1 else path.with_suffix("")
         for file, path in relative.items()
     }
 
@@ -152,6 +154,7 @@ def _source(path: Path, name: Path) -> Source:
 def _frames_of_video(source: Source, every: int) -> Iterator[Frame]:
     """Yield frames 0, every, 2 * every …; what can be decoded of a damaged video, then its fault."""
     av = _video_library(source.path)
+    number = -1
     try:
         with av.open(str(source.path)) as container:
             for number, frame in enumerate(container.decode(video=0)):
@@ -161,6 +164,9 @@ def _frames_of_video(source: Source, every: int) -> Iterator[Frame]:
                     )
     except (av.error.FFmpegError, IndexError) as error:
         yield Frame(source.name, source.path, None, _first_line(error))
+        return
+    if number < 0:  # cut off behind its header, which the library takes for an end
+        yield Frame(source.name, source.path, None, "not one frame of it can be decoded")
 
 
 def _video_library(path: Path) -> Any:

@@ -4,10 +4,12 @@ import copy
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import ray
 import torch
 
+from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import WorkersConfig
@@ -16,6 +18,7 @@ from segfleet.evaluation import (
     ImageCounts,
     check_classes,
     count_images,
+    evaluate_model,
     evaluation_of,
     labelled_images,
 )
@@ -25,6 +28,28 @@ from segfleet.protocol import Protocol
 
 IMAGES_PER_TASK = 8
 """Enough that handing them over costs nothing, few enough that no worker ends long after the others."""
+
+
+def evaluate(
+    model: SegmentationModel,
+    store: Store,
+    protocol: Protocol,
+    *,
+    workers: WorkersConfig,
+    storage_dir: str | Path,
+    has_boundaries: bool = False,
+) -> Evaluation:
+    """Return what `evaluate_model` returns, by this process alone or by several on a cluster.
+
+    On a CPU each has `workers.cpus_per_worker` threads: they decide which kernels compute the logits, and so how these
+    are rounded. However many workers there are, the counts are the same.
+    """
+    if workers.num_workers > 1:
+        with cluster.connect(storage_dir):
+            return evaluate_on_cluster(model, store, protocol, workers=workers, has_boundaries=has_boundaries)
+    if model.device.type == "cpu":
+        torch.set_num_threads(workers.cpus_per_worker)
+    return evaluate_model(model, store, protocol, has_boundaries=has_boundaries)
 
 
 def evaluate_on_cluster(
@@ -60,7 +85,12 @@ def evaluate_on_cluster(
         for batch in itertools.islice(waiting, workers.num_workers - len(counting)):
             counting.append(count.remote(shared, path, protocol, workers, batch, has_boundaries))
         (done,), counting = ray.wait(counting)
-        images |= ray.get(done)
+        try:
+            images |= ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None  # without the remote traceback that Ray makes part of its message
+            raise
     return evaluation_of(images, store.class_table, protocol)
 
 

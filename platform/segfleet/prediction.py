@@ -1,5 +1,6 @@
 """One's own pictures of any sizes, segmented: label PNGs, overlays with a legend, the area of each class."""
 
+import contextlib
 import csv
 import itertools
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from pspnet.errors import InputError
+from pspnet.exhaustion import is_out_of_memory
 from pspnet.labels import ClassTable
 from pspnet.pictures import legend, overlay
+from segfleet.folders import writable_folder
 from segfleet.frames import Frame, find_inputs
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
@@ -44,29 +47,29 @@ def predict_pictures(
     """Segment a folder, a pattern, a picture or a video's frames (see frames.py), and write what was found.
 
     For each picture: <stem>_label.png with the data set's class ids, <stem>_overlay.png for people, and its
-    rows in class_areas.csv. Of `batch_size` pictures, those of one size are seen at once. Pictures that cannot be read
-    are reported and skipped; InputError where none can.
+    rows in class_areas.csv. Of `batch_size` pictures, those of one size are seen at once. Pictures that cannot be read,
+    or are too large for the memory, are reported and skipped; InputError where all are.
     """
     output_dir, views = Path(output_dir), views or Views()
     if batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, but got {batch_size}. 8 suits most GPUs.")
     inputs = find_inputs(asked, output_dir, every=every)
+    writable_folder(output_dir, "--output")
     report = PredictionReport(pixels=np.zeros(model.class_table.num_classes, dtype=np.int64))
     areas: list[tuple[str, str, int, float]] = []
     frames = tracked(inputs, f"segmenting with {model.source}", num_items=inputs.num_frames)
     for batch in _batches(frames, batch_size):
-        images = [frame.image for frame in batch if frame.image is not None]
-        found = iter(model.predict_batch(images, views))
-        for frame in batch:
-            if frame.image is None:
-                report.unreadable.append((frame.source, frame.fault))
+        for frame, train_ids in zip(batch, _segmented(model, batch, views), strict=True):
+            if isinstance(train_ids, str):
+                report.unreadable.append((frame.source, train_ids))
                 continue
-            train_ids = next(found)
             report.label_paths.append(_write(output_dir, frame, train_ids, model.class_table))
             of_picture = class_areas(train_ids, model.class_table)
             areas += [(str(frame.name), *row) for row in of_picture]
             report.pixels += [pixels for _, pixels, _ in of_picture]
     if not report.label_paths:
+        with contextlib.suppress(OSError):
+            output_dir.rmdir()  # unless it holds what was there before
         first, reason = report.unreadable[0]
         raise InputError(
             f"At least one picture must be readable, but none of the {len(report.unreadable)} in {asked} is; "
@@ -95,6 +98,24 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     iterator = iter(frames)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _segmented(model: SegmentationModel, batch: list[Frame], views: Views) -> Iterator[np.ndarray | str]:
+    """Yield the train ids of each frame, or why there are none."""
+    images = [frame.image for frame in batch if frame.image is not None]
+    found: Iterator[np.ndarray | str]
+    try:
+        found = iter(model.predict_batch(images, views))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(images) > 1:  # one by one they may fit
+            for frame in batch:
+                yield from _segmented(model, [frame], views)
+            return
+        found = iter([f"the memory of {model.device} does not suffice; --window 713 or less takes less"])
+    for frame in batch:
+        yield frame.fault if frame.image is None else next(found)
 
 
 def _write(output_dir: Path, frame: Frame, train_ids: np.ndarray, class_table: ClassTable) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -33,7 +34,8 @@ class Views:
     """Pixels from one window to the next, or DOWNxACROSS; 0 stands for two thirds of the window, rounded up."""
 
     average: Average = "probabilities"
-    """What is averaged where windows overlap: probabilities, as semseg does, or logits, as mmsegmentation."""
+    """What is averaged where windows overlap, and resized to the image at other scales: probabilities, as semseg does,
+    or logits, as mmsegmentation."""
 
     precision: Precision = "fp32"
     """Autocast precision of the forward pass."""
@@ -56,7 +58,12 @@ class Views:
             )
         object.__setattr__(self, "stride", self.stride or default_stride(self.window))
         object.__setattr__(self, "scales", tuple(map(float, self.scales)))
-        if not self.window:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise InputError(
+                f"scales must be one or more positive numbers, but got {' '.join(map(str, self.scales)) or 'none'}. "
+                "1 is the image's own size."
+            )
+        if not self.window and self.scales == (1.0,):  # nothing overlaps, nothing is resized
             object.__setattr__(self, "average", "probabilities")
 
     def __str__(self) -> str:
@@ -64,7 +71,8 @@ class Views:
         parts = [
             "single-scale" if self.scales == (1.0,) else f"scales {', '.join(map(str, self.scales))}",
             "with flip" if self.flip else "without flip",
-            f"sliding window {self.window} stride {self.stride}{averaged}" if self.window else "whole image",
+            (f"sliding window {self.window} stride {self.stride}" if self.window else "whole image")
+            + averaged,
             self.precision,
         ]
         return ", ".join(parts)
@@ -133,6 +141,8 @@ def named_views(name: ProtocolName, crop_size: int | str) -> Views:
     semseg_ms  the same at the scales 0.5, 0.75 to 1.75
     mmseg      the image at once; for crops of 769, windows of 769 every 513 (mmsegmentation's configs/pspnet)
     mmseg_ms   the same at the scales 0.5, 0.75 to 1.75, with the mirror image
+
+    For crops of 769 mmsegmentation first makes the image 2049×1025; here it stays as it is.
     """
     scales = MULTIPLE_SCALES if name.endswith("_ms") else (1.0,)
     if name.startswith("semseg"):
@@ -140,7 +150,7 @@ def named_views(name: ProtocolName, crop_size: int | str) -> Views:
     flip = name == "mmseg_ms"
     if name.startswith("mmseg") and crop_size == 769:
         return Views(scales=scales, flip=flip, window=769, stride=513, average="logits")
-    return Views(scales=scales, flip=flip)
+    return Views(scales=scales, flip=flip, average="logits" if name == "mmseg_ms" else "probabilities")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, ClassTable
 from pspnet.store import Split, Store
 from segfleet.evaluation import check_classes
+from segfleet.folders import writable_folder
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
@@ -37,7 +38,7 @@ def write_submission(
     _check_table(store.class_table)
     split, out_dir = store.split(protocol.split), Path(out_dir)
     names = _file_names(split)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    writable_folder(out_dir, "--submission")
     paths = []
     indices = range(len(split))
     for index in tracked(indices, f"segmenting {protocol.split} with {model.source}"):

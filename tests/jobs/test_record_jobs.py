@@ -92,6 +92,38 @@ def test_a_submission_of_other_classes_than_cityscapes_is_one_plain_message(
     assert not list(tmp_path.glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--num-examples", 0), "--num-examples must be 1 or more, but got 0"),
+        (("--output", "notes"), "--output must be a folder one can write to, but notes is not"),
+        (("--scales", "nan"), "scales must be one or more positive numbers, but got nan"),
+        (("--submission", "out", "--num-workers", 2), "--submission must come without --num-workers"),
+    ],
+)
+def test_what_evaluate_could_not_do_or_write_is_refused_before_an_image_is_seen(
+    call: Call,
+    local: TrackingConfig,
+    name: str,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[object, ...],
+    said: str,
+) -> None:
+    def see(*_: object, **__: object) -> None:
+        pytest.fail("an image is seen")
+
+    monkeypatch.setattr("segfleet.parallel_evaluation.evaluate_model", see)
+    (tmp_path / "notes").write_text("mine")
+    model = ("--model", f"models:/{name}@challenger", "--tracking-uri", local.tracking_uri)
+    code, _, err = call("evaluate.py", *model, "--store", store.location.path, *flags)
+    assert code == 2
+    assert err.startswith(f"error: {said}")
+    assert len(err.splitlines()) == 1
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_promote_refuses_with_3_and_promotes_with_0(
     call: Call, local: TrackingConfig, name: str, store: Store

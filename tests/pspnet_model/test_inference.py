@@ -90,6 +90,23 @@ def test_a_window_larger_than_the_image_is_the_image_continued_with_the_mean(mod
     torch.testing.assert_close(predict_logits(model, image, **HOW, crop_size=41).softmax(0), expected)
 
 
+def test_whole_views_that_resize_logits_are_mmsegmentations(model: PSPNet) -> None:
+    """Each view's logits are made as large as the image, softmax last, as in `whole_inference` and `aug_test`."""
+    image, scales = image_of(40, 57), (0.5, 1.0, 1.5)
+    pixels = normalised(image[None], MEAN, STD, "cpu")
+    expected = torch.zeros(5, 40, 57)
+    with torch.no_grad():
+        for scale in scales:
+            scaled = functional.interpolate(pixels, size=scaled_size(40, 57, scale), mode="bilinear")
+            for turn in (lambda view: view, lambda view: view.flip(3)):
+                logits = turn(model(turn(scaled)).logits)
+                expected += functional.interpolate(logits, size=(40, 57), mode="bilinear").softmax(1)[0] / 6
+    how: dict[str, Any] = {**HOW, "scales": scales, "flip": True}
+    ours = predict_logits(model, image, **how, average="logits")
+    torch.testing.assert_close(ours.softmax(0), expected)
+    assert not torch.allclose(predict_logits(model, image, **how).softmax(0), expected)
+
+
 def test_windows_average_where_they_overlap(model: PSPNet) -> None:
     """A side of 49 by windows of 33: one at 0 and one flush with the end, at 16; 33 x 33 high and wide."""
     image = image_of(33, 49)

@@ -1,5 +1,6 @@
 """An evaluation that workers share is the one of a single worker, to the last count."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from segfleet import cluster
 from segfleet.config import WorkersConfig
 from segfleet.evaluation import ImageCounts, count_images, evaluate_model, evaluation_of
 from segfleet.package import SegmentationModel, load_package, package_model
-from segfleet.parallel_evaluation import evaluate_on_cluster
+from segfleet.parallel_evaluation import evaluate, evaluate_on_cluster
 from segfleet.protocol import Protocol
 
 
@@ -44,6 +45,32 @@ def test_the_order_in_which_images_are_counted_changes_nothing(
     assert shared.scores.mean_boundary_f is not None
 
 
+@pytest.mark.parametrize("cpus_per_worker", [1, 2])
+def test_one_worker_has_the_threads_that_one_of_several_has(
+    model: SegmentationModel,
+    store: Store,
+    tmp_path: Path,
+    cpus_per_worker: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one thread other kernels compute the logits than with two, and they round otherwise."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "segfleet.parallel_evaluation.evaluate_model", lambda *_, **__: seen.append(torch.get_num_threads())
+    )
+    num_threads = torch.get_num_threads()
+    protocol = Protocol(store_digest=store.digest, split="val")
+    evaluate(
+        model,
+        store,
+        protocol,
+        workers=WorkersConfig(cpus_per_worker=cpus_per_worker, num_workers=1),
+        storage_dir=tmp_path,
+    )
+    torch.set_num_threads(num_threads)
+    assert seen == [cpus_per_worker]
+
+
 @pytest.mark.slow
 def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store, tmp_path: Path) -> None:
     """Three images, so that two workers have unequal shares; more workers than this machine may have CPUs."""
@@ -57,6 +84,12 @@ def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store
         ]
         with pytest.raises(InputError, match="10000 CPUs were asked for and the largest of 1 nodes"):
             evaluate_on_cluster(model, store, protocol, workers=WorkersConfig(cpus_per_worker=10000))
+        shutil.copytree(store.location.path, tmp_path / "moved")
+        gone = Store.open(tmp_path / "moved")
+        shutil.rmtree(tmp_path / "moved")
+        with pytest.raises(InputError, match="moved") as refused:
+            evaluate_on_cluster(model, gone, protocol, workers=WorkersConfig(num_workers=1))
+        assert "ray::" not in str(refused.value)
     assert not ray.is_initialized()
     first = evaluations[0]
     assert len(torch.unique(first.confusion.sum(0))) == 3

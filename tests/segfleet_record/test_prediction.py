@@ -129,8 +129,60 @@ def test_sixteen_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
 
 def test_pictures_of_one_stem_do_not_overwrite_each_other() -> None:
     root = Path("tests")
-    names = output_names([root / "a.png", root / "a.jpg", root / "b.png"], root)
-    assert [str(name) for name in names.values()] == ["a.png", "a.jpg", "b"]
+    files = [root / name for name in ("a.png", "a.jpg", "a.png.png", "b.png")]
+    assert [str(name) for name in output_names(files, root).values()] == [
+        "a.png",
+        "a.jpg",
+        "a.png.png",
+        "b",
+    ]
+
+
+def test_a_picture_that_the_memory_does_not_hold_is_named_and_the_others_go_on(
+    model: SegmentationModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Image.open(pictures / "a.png") as small:
+        small.resize((small.width * 2, small.height * 2)).save(pictures / "large.png")
+    (pictures / "notes.txt").unlink()
+    sizes = {path.name: read_picture(path).size for path in sorted(pictures.rglob("*.*"))}
+    largest = max(sizes, key=lambda name: sizes[name])
+    predict_batch = SegmentationModel.predict_batch
+
+    def on_a_small_device(
+        self: SegmentationModel, images: list[np.ndarray], views: Views
+    ) -> list[np.ndarray]:
+        if sum(image.size for image in images) >= sizes[largest]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return predict_batch(self, images, views)
+
+    monkeypatch.setattr(SegmentationModel, "predict_batch", on_a_small_device)
+    report = predict_pictures(model, pictures, tmp_path / "out", batch_size=len(sizes))
+    assert [(path.name, reason) for path, reason in report.unreadable] == [
+        (largest, "the memory of cpu does not suffice; --window 713 or less takes less")
+    ]
+    assert len(report.label_paths) == len(sizes) - 1
+    assert report.areas_path is not None
+    assert report.areas_path.exists()
+
+
+def test_another_error_of_the_network_is_no_picture_s_fault(
+    model: SegmentationModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(SegmentationModel, "predict_batch", fail)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        predict_pictures(model, pictures, tmp_path / "out")
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_segmented(
+    model: SegmentationModel, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("notes")
+    with pytest.raises(InputError, match="--output must be a folder one can write to"):
+        predict_pictures(model, pictures, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "notes"
 
 
 def test_a_pattern_chooses_pictures_and_names_them_below_its_first_wildcard(
@@ -154,10 +206,14 @@ def test_frames_of_a_video_are_segmented_and_a_damaged_one_as_far_as_it_goes(
     content = (folder / "drive.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
     (folder / "text.avi").write_text("no video at all")
+    write_video(folder / "whole.mkv", num_frames=7)
+    (folder / "header.mkv").write_bytes((folder / "whole.mkv").read_bytes()[:600])
+    (folder / "whole.mkv").unlink()
     report = predict_pictures(model, folder, out, every=3)
     names = [str(path.relative_to(out)) for path in report.label_paths]
     assert names == [f"drive/frame_{number:06d}_label.png" for number in (0, 3, 6)]
-    assert [path.name for path, _ in report.unreadable] == ["cut.mp4", "text.avi"]
+    assert [path.name for path, _ in report.unreadable] == ["cut.mp4", "header.mkv", "text.avi"]
+    assert dict(report.unreadable)[folder / "header.mkv"] == "not one frame of it can be decoded"
     with Image.open(out / "drive/frame_000003_label.png") as label:
         assert label.size == (64, 48)
 

@@ -95,7 +95,7 @@ SIX = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
         ("mmseg", 713, {}),
         ("mmseg", 769, {"window": 769, "stride": 513, "average": "logits"}),
         ("mmseg_ms", 769, {"window": 769, "stride": 513, "average": "logits", "flip": True, "scales": SIX}),
-        ("mmseg_ms", 713, {"flip": True, "scales": SIX}),
+        ("mmseg_ms", 713, {"average": "logits", "flip": True, "scales": SIX}),
     ],
 )
 def test_named_protocols_are_what_the_references_do(

@@ -116,6 +116,13 @@ def test_an_interruption_that_got_lost_is_raised_at_the_next_occasion(number: si
     assert left.value.code == 0
 
 
+def test_a_job_that_cannot_go_on_does_not_say_that_it_would(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_job(lambda: os.kill(os.getpid(), signal.SIGINT), goes_on=False)
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command begins anew\n"
+
+
 def test_what_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with terminable():
