@@ -112,7 +112,7 @@ class WinogradConv2d(nn.Conv2d):
         self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 3 3"], bias: Tensor | None = None
     ) -> Float[Tensor, "n o h w"]:
         """Return the convolution with this weight and bias in place of its own."""
-        num_values = input.numel() // self.in_channels * min(self.in_channels, self.out_channels)
+        num_values = input.numel() // input.shape[1] * min(weight.shape[:2])
         if not _is_in_full_precision(input) or num_values < MIN_WINOGRAD_VALUES:
             # Rounded to bf16, what has been added up for a tile would be too coarse.
             return convolve3x3(input, weight, bias, dilation=self.dilation[0])
