@@ -98,7 +98,15 @@ _MEMORY_REMEDY = (
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_EXHAUSTED.search(str(error)))
+
+
+_EXHAUSTED = re.compile(
+    "can't allocate memory|cuda (driver )?error: out of memory|cu[a-z]+_status_alloc_failed"
+    "|cuda failure (2 )?'out of memory'",
+    re.IGNORECASE,
+)
+"""What the CPU's allocator, CUDA, its libraries and NCCL say where torch's own allocator is not asked."""
 
 
 class StoppedError(Exception):

@@ -303,6 +303,16 @@ def test_weights_of_the_classes_are_those_of_the_training_pixels(config: Trainin
         (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
         (MemoryError(), "oom"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), "oom"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "oom"),
+        (RuntimeError("CUDA driver error: out of memory"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "oom"),
+        (
+            torch.distributed.DistBackendError(
+                "NCCL error, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+            ),
+            "oom",
+        ),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), None),
         (OSError(28, "No space left on device"), None),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Read timeout"), None),
