@@ -1,5 +1,6 @@
 """Workers of a group compute what one process computes; a training falls, diverges and is timed as it says."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pspnet import engine
 from pspnet.data import Batch
 from pspnet.distributed import parallelise
 from pspnet.engine import evaluate, seed_everything
@@ -190,6 +192,34 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_chan
     assert (caught.value.iteration, caught.value.what) == (1, "gradient")
     assert caught.value.names == ["image4", "image5", "image6", "image7"]
     assert all(torch.equal(weight, seen[-1][name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize(("lost", "left"), [(17, 0), (16, 3)])
+def test_fp16_leaves_out_steps_until_the_scale_is_below_one(
+    lost: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale, 2**16 at first, is halved by each step that is left out; the 17th is without any scaling."""
+    # On CPUs a convolution in fp16 takes seconds.
+    monkeypatch.setattr(engine, "autocast", lambda *_: contextlib.nullcontext())
+    model = engine_workers.new_model()
+    before = copy.deepcopy(dict(model.named_parameters()))
+    calls = itertools.count()
+    model.backbone.conv1.weight.register_hook(
+        lambda gradient: gradient * torch.inf if next(calls) < lost else gradient
+    )
+    batches = [next(engine_workers.batches(0, 1))] * (lost + left)
+    arguments: dict[str, Any] = {"prepare": prepare_in_float32, "precision": "fp16", "max_iterations": 20}
+    if left:
+        stats = engine_workers.train(model, batches, **arguments)
+        assert (stats.scaler["scale"], stats.scaler["_growth_tracker"]) == (1, left)
+        assert not model.backbone.conv1.weight.equal(before["backbone.conv1.weight"])
+        stats = engine_workers.train(model, batches[:2], **arguments, scaler_state=stats.scaler)
+        assert (stats.scaler["scale"], stats.scaler["_growth_tracker"]) == (1, left + 2)
+        return
+    with pytest.raises(DivergedError, match="gradient") as caught:
+        engine_workers.train(model, batches, **arguments)
+    assert (caught.value.iteration, caught.value.what) == (lost - 1, "gradient")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
 def test_a_training_again_from_the_same_seed_is_equal_bit_by_bit() -> None:
