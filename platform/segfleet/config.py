@@ -192,6 +192,11 @@ class ModelConfig:
             "empty, or give a file of weights that were trained with GroupNorm.",
         )
         require(
+            self.norm != "group" or self.freeze_batch_norm == "none",
+            f"model.freeze_batch_norm needs BatchNorm, but got {self.freeze_batch_norm} for model.norm group, which "
+            "has none. Leave it out, or use model.norm batch.",
+        )
+        require(
             all(1 <= size <= 1024 for size in self.bin_sizes),
             f"model.bin_sizes must be 1 to 1024, but got {shown(self.bin_sizes)}. The paper's are 1 2 3 6.",
         )
@@ -483,6 +488,11 @@ class TrainingConfig:
             self.model.norm != "sync" or self.workers.use_gpu or num_workers == 1,
             "model.norm sync needs GPUs, because torch has no SyncBatchNorm on CPUs, but workers.use_gpu is False "
             f"for {num_workers} workers. Use group, which makes workers equal on CPUs, or batch.",
+        )
+        require(
+            not (self.workers.recompute and self.model.backbone.startswith("timm:")),
+            f"workers.recompute needs a backbone whose blocks are known, but got {self.model.backbone}. Take one of "
+            f"{', '.join(BACKBONES)}, or raise schedule.accumulation_steps.",
         )
 
     @property

@@ -136,6 +136,14 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"model.norm": "sync"}, r"sync needs GPUs.*2 workers\. Use group"),
         ({"model.norm": "group", "model.backbone_weights": "imagenet"}, r"trained with BatchNorm"),
         (
+            {"model.norm": "group", "model.freeze_batch_norm": "all"},
+            r"freeze_batch_norm needs BatchNorm, but got all for model\.norm group.*Leave it out",
+        ),
+        (
+            {"model.backbone": "timm:resnet18", "workers.recompute": True},
+            r"workers\.recompute needs .*but got timm:resnet18\. Take one of resnet18",
+        ),
+        (
             {"model.weights": "a.pth", "model.backbone_weights": "b.pth"},
             r"got model\.backbone_weights b\.pth beside a\.pth",
         ),
