@@ -508,8 +508,18 @@ class TrainingConfig:
     def accumulation_steps_of(self, num_workers: int) -> int:
         """Return in how many parts each of so many workers, fewer than asked for, takes its share of a global batch.
 
-        No part has more images than with all workers, unless BatchNorm would be left with a single one.
+        No part has more images than with all workers, unless BatchNorm would be left with a single one, or a worker
+        with none.
         """
         batch, micro = self.schedule.global_batch_size, self.micro_batch_size
         largest, smallest = -(-batch // num_workers), batch // num_workers
-        return max(1, min(-(-largest // micro), smallest // min(2, micro)))
+        least = 1
+        if not self._may_take_single_images(num_workers):
+            least = 2 if self._may_take_single_images(self.workers.num_workers) else min(2, micro)
+        return max(1, min(-(-largest // micro), smallest // least))
+
+    def _may_take_single_images(self, num_workers: int) -> bool:
+        """Whether, with so many workers, BatchNorm is synchronised or none is trained."""
+        if self.model.norm == "group" or self.model.freeze_batch_norm == "all":
+            return True
+        return self.workers.use_gpu and num_workers > 1 and self.model.norm != "batch"
