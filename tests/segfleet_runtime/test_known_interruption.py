@@ -116,6 +116,32 @@ def test_an_interruption_that_got_lost_is_raised_at_the_next_occasion(number: si
     assert left.value.code == 0
 
 
+def test_sigterm_raises_until_one_is_heard_and_then_does_not_disturb_the_tidying_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    def end_run(*_: Any, **__: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        said.append("ended")
+        return True
+
+    monkeypatch.setattr(run_writer, "end_run", end_run)
+
+    def job() -> None:
+        with killed_when_interrupted("uri", "a run"):
+            with contextlib.suppress(KeyboardInterrupt):  # as what a destructor raises is
+                os.kill(os.getpid(), signal.SIGTERM)
+            said.append("lost")
+            os.kill(os.getpid(), signal.SIGTERM)
+            said.append("lost again")
+
+    with pytest.raises(SystemExit) as left:
+        run_job(job)
+    assert left.value.code == 143
+    assert said == ["lost", "ended"]
+
+
 def test_what_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with terminable():
