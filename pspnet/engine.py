@@ -96,7 +96,7 @@ def train_one_epoch(
         assert len(images) >= accumulation_steps, f"{len(images)} images in {accumulation_steps} parts"
         clock.mark("prepare")
         factor = poly_factor(iteration, max_iterations, power)
-        set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
+        set_lr(optimizer, factor, warm_up_factor(iteration, warm_up_iterations, warm_up_start))
         num_valid = valid_weight(target, cross_entropy.class_weights)
         calls = num_valid.new_full((), int(is_called is not None and is_called()))
         num_here = num_valid.new_full((), len(images))

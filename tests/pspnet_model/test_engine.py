@@ -23,7 +23,7 @@ from pspnet.inference import predict_logits
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
-from pspnet.optim import poly_factor
+from pspnet.optim import build_optimizer, poly_factor
 from pspnet.training_stats import DivergedError, IterationStats
 from tests.pspnet_model import engine_workers
 from tests.pspnet_model.engine_workers import MEAN, NUM_CLASSES, STD, Pictures
@@ -173,6 +173,21 @@ def test_a_warm_up_is_linear_lr_chained_with_poly() -> None:
         poly.step()
     assert rates == pytest.approx(expected, rel=1e-12)
     assert rates[0] == 0.02 * 0.25
+
+
+def test_a_warm_up_begins_at_its_share_of_the_scheduled_rate_also_where_that_falls_to_a_least_one() -> None:
+    model = engine_workers.new_model().double()
+    optimizer = build_optimizer(
+        model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=0.0, min_lr=0.01
+    )
+    engine_workers.train(
+        model,
+        [next(engine_workers.batches(0, 1))],
+        optimizer=optimizer,
+        warm_up_iterations=3,
+        warm_up_start=0.25,
+    )
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02 / 4, 0.2 / 4])
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_change() -> None:
