@@ -147,7 +147,7 @@ def _their_steps(way: Way, original: nn.Module, images: Tensor, target: Tensor) 
     optimizer = torch.optim.SGD(network.parameters(), lr=BASE_LR, **SGD)
 
     def steps(number: int) -> Loss:
-        # A new scaler for each call, as the engine has one for each epoch.
+        # A new scaler for each call, as the engine's without a state.
         scaler = torch.amp.GradScaler(images.device.type, enabled=way.precision == "fp16")
         for _ in range(number):
             with autocast(images.device, way.precision):

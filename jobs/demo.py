@@ -15,6 +15,7 @@ from pathlib import Path
 
 from segfleet import services
 from segfleet.cli import parse_options, run_job
+from segfleet.interruption import heard
 from segfleet.provenance import commit
 from segfleet.services import Service
 
@@ -117,6 +118,7 @@ def _follow(ray: Service, job_id: str, *, end_on_interrupt: bool) -> int:
         command = ["ray", "job", "logs", "--follow", "--address", ray.url, "--log-style", "record", job_id]
         subprocess.run(command, check=False, env=_ray_client(ray))
     except KeyboardInterrupt:
+        heard()
         if end_on_interrupt:
             stop = ["ray", "job", "stop", "--no-wait", "--address", ray.url, job_id]
             subprocess.run(stop, check=False, env=_ray_client(ray), stdout=subprocess.DEVNULL)

@@ -20,7 +20,8 @@ def parallelise(
     Its convolutions are put in channels_last, on CPUs with one thread also on faster kernels. On CUDA, BatchNorm
     becomes SyncBatchNorm (inside the model given) unless `norm` is "batch"; on CPUs, for which torch has none, each
     worker normalises with the statistics of its own images. GroupNorm knows one image only, and is left as it is.
-    With `compiled` its passes in training are compiled at the first one; the model given itself is not.
+    With `compiled` its passes in training are compiled at the first one; the model given itself is not. What was
+    compiled before in this process is forgotten: of one code Dynamo keeps eight networks, and leaves a ninth eager.
     """
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -30,7 +31,10 @@ def parallelise(
         use_fast_depthwise_gradients(model.backbone)
     if world_size() > 1 and device.type == "cuda" and norm != "batch":
         synchronised(model)
-    network: Any = torch.compile(model, dynamic=False) if compiled else model
+    network: Any = model
+    if compiled:
+        torch.compiler.reset()
+        network = torch.compile(model, dynamic=False)
     if world_size() == 1:
         return network
     device_ids = [device] if device.type == "cuda" else None

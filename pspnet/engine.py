@@ -4,7 +4,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ def train_one_epoch(
     cross_entropy: CrossEntropy = PLAIN,
     average: AveragedModel | None = None,
     on_iteration: Callable[[IterationStats], None] | None = None,
+    scaler_state: Mapping[str, float | int] | None = None,
     begun: EpochPart | None = None,
     is_called: Callable[[], bool] | None = None,
     on_call: Callable[[EpochPart], None] | None = None,
@@ -61,14 +62,15 @@ def train_one_epoch(
     over all parameters exceeds `max_gradient_norm` (0: no limit) is scaled down to it. `average` is updated after
     each step.
 
-    An epoch that `begun` came of goes on after it, with the batches that follow. `is_called` is asked on each worker
-    before each step; after a step before which any worker said yes, all call `on_call` with the epoch so far.
-    Raises DivergedError on all workers where the loss of any, or the gradient, is not finite.
+    `scaler_state` is what the epoch before left of its gradient scaler (fp16). An epoch that `begun` came of goes on
+    after it, with the batches that follow. `is_called` is asked on each worker before each step; after a step before
+    which any worker said yes, all call `on_call` with the epoch so far.
+    Raises DivergedError on all workers where the loss of any, or the gradient, is not finite; with fp16 the scaler
+    leaves out steps whose gradient is not, and it is raised once that is so without any scaling.
     """
     train_mode(model)
     device = next(model.parameters()).device
     num_workers = world_size()
-    # A new scaler for each epoch (idle but for fp16): a resumed epoch starts as an uninterrupted one.
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     sums = torch.zeros(3, dtype=torch.float64)
     norms: list[float] = []
@@ -76,12 +78,14 @@ def train_one_epoch(
     lr = float(optimizer.param_groups[0]["lr"])
     started, clock = time.monotonic(), StepClock(model, device)
     if begun is not None:
-        scaler.load_state_dict(begun.scaler)
+        scaler_state = begun.scaler
         sums += torch.tensor(begun.sums, dtype=torch.float64)
         norms += begun.norms
         first_iteration += begun.iterations
         num_images += begun.num_images
         started -= begun.seconds
+    if scaler_state:  # the training may have begun with another precision
+        scaler.load_state_dict(dict(scaler_state))
     iteration = first_iteration
     for batch, wait_s in _timed(batches):
         began = time.monotonic() - wait_s
@@ -92,7 +96,7 @@ def train_one_epoch(
         assert len(images) >= accumulation_steps, f"{len(images)} images in {accumulation_steps} parts"
         clock.mark("prepare")
         factor = poly_factor(iteration, max_iterations, power)
-        set_lr(optimizer, factor * warm_up_factor(iteration, warm_up_iterations, warm_up_start))
+        set_lr(optimizer, factor, warm_up_factor(iteration, warm_up_iterations, warm_up_start))
         num_valid = valid_weight(target, cross_entropy.class_weights)
         calls = num_valid.new_full((), int(is_called is not None and is_called()))
         num_here = num_valid.new_full((), len(images))
@@ -129,17 +133,19 @@ def train_one_epoch(
         ).tolist()
         if not all(map(math.isfinite, losses)):
             raise DivergedError(iteration, _names_of_diverged(shares, batch.names))
-        if not math.isfinite(gradient_norm) and not scaler.is_enabled():  # the scaler leaves such a step out
+        is_finite = math.isfinite(gradient_norm)
+        if is_finite or scaler.is_enabled():
+            scaler.step(optimizer)  # not with a gradient that is not finite: the scale may be too large
+            scaler.update()
+        if not is_finite and (not scaler.is_enabled() or scaler.get_scale() < 1):
             raise DivergedError(iteration, _gathered(batch.names), "gradient")
-        scaler.step(optimizer)
-        scaler.update()
         if average is not None:
             average.update_parameters(unwrapped(model))
         clock.mark("optimizer")
         clock.end_step()
 
         sums += torch.tensor(losses, dtype=torch.float64)
-        norms += [gradient_norm] if math.isfinite(gradient_norm) else []
+        norms += [gradient_norm] if is_finite else []
         num_images += int(num_batch)
         data_wait_s += wait_s
         lr = float(optimizer.param_groups[0]["lr"])
@@ -189,6 +195,7 @@ def train_one_epoch(
         parts_s={part: total / max(1, num_timed) for part, total in zip(PARTS, parts_s, strict=True)},
         gradient_norm=sum(norms) / max(1, len(norms)),
         iterations=num_iterations,
+        scaler=scaler.state_dict(),
     )
 
 

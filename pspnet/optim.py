@@ -71,8 +71,11 @@ def warm_up_factor(iteration: int, num_iterations: int, start: float) -> float:
     return start + (1 - start) * iteration / num_iterations
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate so far between its initial one (factor 1) and its least (factor 0)."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float, warm_up: float = 1.0) -> None:
+    """Set each group's learning rate so far between its initial one (factor 1) and its least (factor 0).
+
+    The finished rate is multiplied by the factor of the warm-up.
+    """
     for group in optimizer.param_groups:
         least = group.get("min_lr", 0.0)
-        group["lr"] = (group["initial_lr"] - least) * factor + least
+        group["lr"] = ((group["initial_lr"] - least) * factor + least) * warm_up

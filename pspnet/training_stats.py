@@ -82,3 +82,5 @@ class TrainStats:
     gradient_norm: float
     """Mean of the iterations' norms, before they are limited (of those that are finite, with fp16)."""
     iterations: int
+    scaler: dict[str, float | int]
+    """State of the gradient scaler at the end, for the next epoch; empty but for fp16."""

@@ -52,6 +52,7 @@ _STATE = {
     "iteration": int,
     "metrics": dict[str, Any],
     "useful_s": float,
+    "scaler": dict[str, float],
     "part": dict[str, float | list[float] | dict[str, float]],
 }
 

@@ -192,6 +192,11 @@ class ModelConfig:
             "empty, or give a file of weights that were trained with GroupNorm.",
         )
         require(
+            self.norm != "group" or self.freeze_batch_norm == "none",
+            f"model.freeze_batch_norm needs BatchNorm, but got {self.freeze_batch_norm} for model.norm group, which "
+            "has none. Leave it out, or use model.norm batch.",
+        )
+        require(
             all(1 <= size <= 1024 for size in self.bin_sizes),
             f"model.bin_sizes must be 1 to 1024, but got {shown(self.bin_sizes)}. The paper's are 1 2 3 6.",
         )
@@ -484,6 +489,11 @@ class TrainingConfig:
             "model.norm sync needs GPUs, because torch has no SyncBatchNorm on CPUs, but workers.use_gpu is False "
             f"for {num_workers} workers. Use group, which makes workers equal on CPUs, or batch.",
         )
+        require(
+            not (self.workers.recompute and self.model.backbone.startswith("timm:")),
+            f"workers.recompute needs a backbone whose blocks are known, but got {self.model.backbone}. Take one of "
+            f"{', '.join(BACKBONES)}, or raise schedule.accumulation_steps.",
+        )
 
     @property
     def per_worker_batch_size(self) -> int:
@@ -498,8 +508,18 @@ class TrainingConfig:
     def accumulation_steps_of(self, num_workers: int) -> int:
         """Return in how many parts each of so many workers, fewer than asked for, takes its share of a global batch.
 
-        No part has more images than with all workers, unless BatchNorm would be left with a single one.
+        No part has more images than with all workers, unless BatchNorm would be left with a single one, or a worker
+        with none.
         """
         batch, micro = self.schedule.global_batch_size, self.micro_batch_size
         largest, smallest = -(-batch // num_workers), batch // num_workers
-        return max(1, min(-(-largest // micro), smallest // min(2, micro)))
+        least = 1
+        if not self._may_take_single_images(num_workers):
+            least = 2 if self._may_take_single_images(self.workers.num_workers) else min(2, micro)
+        return max(1, min(-(-largest // micro), smallest // least))
+
+    def _may_take_single_images(self, num_workers: int) -> bool:
+        """Whether, with so many workers, BatchNorm is synchronised or none is trained."""
+        if self.model.norm == "group" or self.model.freeze_batch_norm == "all":
+            return True
+        return self.workers.use_gpu and num_workers > 1 and self.model.norm != "batch"

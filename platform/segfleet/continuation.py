@@ -13,13 +13,18 @@ from segfleet.override import differences
 
 
 def check_same_training(config: TrainingConfig, store: Store, checkpoint: Checkpoint) -> None:
-    """Raise InputError where the checkpoint belongs to another training; other workers make no other one."""
+    """Raise InputError where the checkpoint belongs to another training; other workers make no other one.
+
+    Nor do other accumulation steps where workers.memory_gib chose them: they follow from the workers.
+    """
     stored = from_json(TrainingConfig, json.dumps(checkpoint.state["config"]))
+    left_out = {"data.store", "data.num_prefetch_threads"}
+    if stored.workers.memory_gib or config.workers.memory_gib:
+        left_out.add("schedule.accumulation_steps")
     changes = {
         path: value
         for path, value in differences(stored, config).items()
-        if not path.startswith(("tracking.", "workers."))
-        and path not in ("data.store", "data.num_prefetch_threads")
+        if not path.startswith(("tracking.", "workers.")) and path not in left_out
     }
     if checkpoint.state["store_digest"] != store.digest:
         changes["data.store"] = (

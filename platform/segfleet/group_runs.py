@@ -50,6 +50,10 @@ class Runs:
             return None
         return {} if outcome.reason == "complete" else {"outcome": outcome.reason, "detail": outcome.message}
 
+    def may_pass(self, task: dict[str, Any], error: Exception | None) -> bool:
+        """Whether another run may do better at the task that this error ended: not where memory ran out."""
+        return trainer.outcome_of(error, Task(**task)).reason != "oom"
+
     def fail(self, task: dict[str, Any], error: Exception | None) -> None:
         """Record that the task ended with its last run."""
         record_outcome(task["run_dir"], trainer.outcome_of(error, Task(**task)))

@@ -154,7 +154,7 @@ class Group:
             return
         if self._runs.result_of(task) is None and self._goes_on is not False:
             self._num_failures += 1
-            if self._num_failures <= self._runs.max_failures:
+            if self._num_failures <= self._runs.max_failures and self._runs.may_pass(task, error):
                 self._event = None  # its report comes again
                 return
             self._runs.fail(task, error)

@@ -17,6 +17,7 @@ class _Asked:
     """What of `SIGNALS` came first since the outermost `terminable` began, and how many of those there are."""
 
     first: signal.Signals | None = None
+    is_heard = False
     depth = 0
 
 
@@ -38,12 +39,17 @@ def known_interruption() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def heard() -> None:
+    """Note that KeyboardInterrupt was caught by someone who ends what it was raised in."""
+    _Asked.is_heard = _Asked.first is not None
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise KeyboardInterrupt at Ctrl-C and at the first SIGTERM, in the main thread; the latter leaves as Terminated.
+    """Raise KeyboardInterrupt at Ctrl-C and SIGTERM, in the main thread; the latter leaves as Terminated.
 
-    A second SIGTERM does not disturb the tidying up. What the process was told to ignore, as `nohup` and `&` do, it
-    goes on ignoring.
+    Once one is `heard`, a further SIGTERM does not disturb the tidying up; one that got lost does not silence the next.
+    What the process was told to ignore, as `nohup` and `&` do, it goes on ignoring.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,20 +63,19 @@ def terminable() -> Iterator[None]:
             with known_interruption():
                 yield
         except KeyboardInterrupt:
+            heard()
             if _Asked.first == signal.SIGTERM:
                 raise Terminated from None
             raise
         finally:
             _Asked.depth -= 1
             if _Asked.depth == 0:
-                _Asked.first = None
+                _Asked.first, _Asked.is_heard = None, False
 
 
 def _interrupt(number: int, _: Any) -> None:
-    is_first = _Asked.first is None
-    if is_first:
-        _Asked.first = signal.Signals(number)
-    if is_first or number == signal.SIGINT:
+    _Asked.first = _Asked.first or signal.Signals(number)
+    if not _Asked.is_heard or number == signal.SIGINT:
         raise KeyboardInterrupt  # Ray knows this one alone, and raises it anew
 
 

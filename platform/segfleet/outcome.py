@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 import ray.exceptions
-import torch
 
 from pspnet.errors import InputError
+from pspnet.exhaustion import is_out_of_memory
 from pspnet.training_stats import DivergedError
 from segfleet.secret import masked
 from segfleet.torsos import set_aside
@@ -64,7 +64,7 @@ def reason_of(error: Exception) -> Reason | None:
         return "refused"
     if isinstance(error, DivergedError):
         return "diverged"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "oom"
     if type(error) is RuntimeError and not _PASSING.search(str(error)):
         return "failed"  # shapes that do not fit, and the like: what torch raises for a defect
@@ -88,17 +88,13 @@ def message_of(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayTaskError):  # a remote traceback: its last line is the error
         return str(error).strip().splitlines()[-1]
     line = masked(f"{type(error).__name__}: {error}".splitlines()[0])
-    return f"{line} {_MEMORY_REMEDY}" if _is_out_of_memory(error) else line
+    return f"{line} {_MEMORY_REMEDY}" if is_out_of_memory(error) else line
 
 
 _MEMORY_REMEDY = (
     "Raise schedule.accumulation_steps or set workers.memory_gib (the global batch stays), set workers.recompute, "
     "lower data.crop_size."
 )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class StoppedError(Exception):

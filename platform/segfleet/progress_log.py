@@ -22,6 +22,7 @@ class ProgressLog:
             self._file = path.open("a")
         self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None
+        self._num_images, self._seconds = 0, 0.0
         self._parts_s: Counter[str] = Counter()
         self.arithmetic: Arithmetic | None = None
         """What an image costs; set once the network is known."""
@@ -42,10 +43,17 @@ class ProgressLog:
     def iteration(
         self, stats: IterationStats, epoch: int, num_epochs: int, max_iterations: int, batch: int
     ) -> None:
-        """Write where the training is, at most every PROGRESS_INTERVAL_S."""
+        """Write where the training is, at most every PROGRESS_INTERVAL_S.
+
+        Its speed is that of the steps since the last such line, the first step of all left out; the time that is left
+        counts what lies between them, too: evaluations, checkpoints, decisions.
+        """
         self._parts_s.update(stats.parts_s)
         now = time.monotonic()
         self._first = self._first or (now, stats.iteration)
+        if stats.iteration > self._first[1]:
+            self._num_images += batch
+            self._seconds += batch / stats.images_per_s
         if now - self._last_line < PROGRESS_INTERVAL_S or stats.iteration == self._first[1]:
             return
         self._last_line = now
@@ -53,10 +61,11 @@ class ProgressLog:
         left = seconds_each * (max_iterations - stats.iteration - 1)
         self.say(
             f"epoch {epoch + 1}/{num_epochs}  iteration {stats.iteration + 1}/{max_iterations}  "
-            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {self._speed(batch / seconds_each)}  "
+            f"loss {stats.loss:.4f}  lr {stats.lr:.5f}  {self._speed(self._num_images / self._seconds)}  "
             f"{_shares(self._parts_s)}  ETA {_clock(left)}"
         )
         self._parts_s.clear()
+        self._num_images, self._seconds = 0, 0.0
 
     def epoch(self, metrics: Mapping[str, Any], num_epochs: int, seconds: float) -> None:
         """Write what an epoch ended with."""

@@ -26,6 +26,7 @@ from ray.train.v2._internal.util import time_monotonic
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segfleet import cluster
+from segfleet.interruption import heard
 
 GROUP_END_S = 5
 """How long the processes of a group may take to leave it before they are ended; a halted one never does. Ray: 30."""
@@ -75,6 +76,7 @@ class GroupTrainer(TorchTrainer):
         except (
             KeyboardInterrupt
         ):  # Ray's handler, which we do without, would end this process with exit code 0
+            heard()
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(controller.abort.remote(), timeout=ABORT_S)
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pspnet.errors import InputError
 from segfleet.faults import fault
-from segfleet.interruption import known_interruption
+from segfleet.interruption import heard, known_interruption
 from segfleet.secret import first_line, masked
 from segfleet.spool import Channel, Status
 from segfleet.tracking import MAX_BATCH_POINTS, Point, add_file, add_points, points, set_end
@@ -151,6 +151,7 @@ def killed_when_interrupted(
         with known_interruption():
             yield
     except KeyboardInterrupt:
+        heard()
         with contextlib.suppress(InputError, ConnectionError):  # a server that is away hears of nothing
             for each in (*nested(), run_id):
                 if not end_run(uri, each, status="KILLED", tags={}):

@@ -29,7 +29,7 @@ from segfleet.checkpoint import best_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.config_json import without_passwords
 from segfleet.faults import fault
-from segfleet.interruption import known_interruption
+from segfleet.interruption import heard, known_interruption
 from segfleet.memory import fitted
 from segfleet.override import flat, override
 from segfleet.protocol import protocol_tags, training_protocol
@@ -101,6 +101,7 @@ def train_trials(
         if study.num_left() or any(trial.reason == "running" for trial in study.trials()):
             raise KeyboardInterrupt  # SIGUSR1, at which Tune returns as if it were through
     except KeyboardInterrupt:
+        heard()
         with contextlib.suppress(Exception):  # a study's database that is away must not take its place
             execution.close(at_once=True)
         raise

@@ -217,6 +217,7 @@ class Training:
         self._epochs_done = 0
         self._begun: EpochPart | None = None
         """What a checkpoint has of the epoch after these."""
+        self._scaler_state: dict[str, float | int] = {}
         self._useful_s = 0.0
         checkpoint = same_checkpoint(self.run_dir / "checkpoints", place, say=log.say)
         with agreed(place):
@@ -245,6 +246,7 @@ class Training:
             begun, self._begun = self._begun, None
             started = time.monotonic() - (0.0 if begun is None else begun.seconds)
             stats = self._train_epoch(epoch, begun)
+            self._scaler_state = stats.scaler
             is_last = epoch + 1 == num_epochs
             metrics = self._training_metrics(epoch + 1, stats)
             if self.system is not None:
@@ -336,6 +338,7 @@ class Training:
             self.evaluated_model.load_state_dict(checkpoint.model_state)
             self.average.n_averaged.fill_(checkpoint.state["iteration"])
         self._epochs_done = checkpoint.state["epoch"]
+        self._scaler_state = checkpoint.state.get("scaler", {})
         metrics: dict[str, Any] = checkpoint.state["metrics"]
         self._useful_s = checkpoint.state.get("useful_s", metrics.get("useful_s", 0.0))
         where = f"after epoch {self._epochs_done}"
@@ -400,6 +403,7 @@ class Training:
             cross_entropy=self.cross_entropy,
             average=self.average,
             on_iteration=on_iteration,
+            scaler_state=self._scaler_state,
             begun=begun,
             is_called=self.notice.is_due,
             on_call=lambda part: self._save_part(epoch, part),
@@ -486,8 +490,13 @@ class Training:
         }
 
     def _save(self, metrics: dict[str, Any]) -> None:
-        of_metrics = {"epoch": metrics["epoch"], "iteration": metrics["iteration"], "metrics": metrics}
-        retain(self._write_checkpoint(metrics["checkpoint_path"], of_metrics).parent)
+        state = {
+            "epoch": metrics["epoch"],
+            "iteration": metrics["iteration"],
+            "metrics": metrics,
+            "scaler": self._scaler_state,
+        }
+        retain(self._write_checkpoint(metrics["checkpoint_path"], state).parent)
 
     def _checkpoint_bytes(self) -> int:
         """Return about how large a checkpoint is: the weights, their average if there is one, and momentum."""

@@ -1,5 +1,6 @@
 """Workers of a group compute what one process computes; a training falls, diverges and is timed as it says."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pspnet import engine
 from pspnet.data import Batch
 from pspnet.distributed import parallelise
 from pspnet.engine import evaluate, seed_everything
@@ -21,7 +23,7 @@ from pspnet.inference import predict_logits
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import segmentation_loss
 from pspnet.model import PSPNet
-from pspnet.optim import poly_factor
+from pspnet.optim import build_optimizer, poly_factor
 from pspnet.training_stats import DivergedError, IterationStats
 from tests.pspnet_model import engine_workers
 from tests.pspnet_model.engine_workers import MEAN, NUM_CLASSES, STD, Pictures
@@ -173,6 +175,21 @@ def test_a_warm_up_is_linear_lr_chained_with_poly() -> None:
     assert rates[0] == 0.02 * 0.25
 
 
+def test_a_warm_up_begins_at_its_share_of_the_scheduled_rate_also_where_that_falls_to_a_least_one() -> None:
+    model = engine_workers.new_model().double()
+    optimizer = build_optimizer(
+        model, base_lr=0.02, head_lr_factor=10.0, momentum=0.9, weight_decay=0.0, min_lr=0.01
+    )
+    engine_workers.train(
+        model,
+        [next(engine_workers.batches(0, 1))],
+        optimizer=optimizer,
+        warm_up_iterations=3,
+        warm_up_start=0.25,
+    )
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02 / 4, 0.2 / 4])
+
+
 def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_change() -> None:
     """The loss itself is finite: only the gradient of one parameter in the second iteration is infinite."""
     model = engine_workers.new_model().double()
@@ -190,6 +207,34 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_chan
     assert (caught.value.iteration, caught.value.what) == (1, "gradient")
     assert caught.value.names == ["image4", "image5", "image6", "image7"]
     assert all(torch.equal(weight, seen[-1][name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize(("lost", "left"), [(17, 0), (16, 3)])
+def test_fp16_leaves_out_steps_until_the_scale_is_below_one(
+    lost: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale, 2**16 at first, is halved by each step that is left out; the 17th is without any scaling."""
+    # On CPUs a convolution in fp16 takes seconds.
+    monkeypatch.setattr(engine, "autocast", lambda *_: contextlib.nullcontext())
+    model = engine_workers.new_model()
+    before = copy.deepcopy(dict(model.named_parameters()))
+    calls = itertools.count()
+    model.backbone.conv1.weight.register_hook(
+        lambda gradient: gradient * torch.inf if next(calls) < lost else gradient
+    )
+    batches = [next(engine_workers.batches(0, 1))] * (lost + left)
+    arguments: dict[str, Any] = {"prepare": prepare_in_float32, "precision": "fp16", "max_iterations": 20}
+    if left:
+        stats = engine_workers.train(model, batches, **arguments)
+        assert (stats.scaler["scale"], stats.scaler["_growth_tracker"]) == (1, left)
+        assert not model.backbone.conv1.weight.equal(before["backbone.conv1.weight"])
+        stats = engine_workers.train(model, batches[:2], **arguments, scaler_state=stats.scaler)
+        assert (stats.scaler["scale"], stats.scaler["_growth_tracker"]) == (1, left + 2)
+        return
+    with pytest.raises(DivergedError, match="gradient") as caught:
+        engine_workers.train(model, batches, **arguments)
+    assert (caught.value.iteration, caught.value.what) == (lost - 1, "gradient")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
 def test_a_training_again_from_the_same_seed_is_equal_bit_by_bit() -> None:

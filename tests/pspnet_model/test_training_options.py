@@ -1,5 +1,7 @@
 """Averaging, recomputing and compiling change what they say and nothing else."""
 
+import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -114,6 +116,17 @@ def test_a_compiled_step_is_close_to_an_eager_one() -> None:
     assert results[0][1].keys() == results[1][1].keys()
     for name, value in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_however_many_networks_a_process_trains_each_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one network of a code; Dynamo traces, and no compiler is asked."""
+    dynamo = importlib.import_module("torch._dynamo")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for head_channels in (8, 16):
+            model = PSPNet(engine_workers.NUM_CLASSES, backbone="resnet18", head_channels=head_channels)
+            parallelise(model, "cpu", compiled=True)(torch.randn(2, 3, 33, 33), upsample=False)
 
 
 def test_without_a_compiler_compiling_is_refused_with_a_remedy(tmp_path: Path) -> None:

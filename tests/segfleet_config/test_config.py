@@ -136,6 +136,14 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         ({"model.norm": "sync"}, r"sync needs GPUs.*2 workers\. Use group"),
         ({"model.norm": "group", "model.backbone_weights": "imagenet"}, r"trained with BatchNorm"),
         (
+            {"model.norm": "group", "model.freeze_batch_norm": "all"},
+            r"freeze_batch_norm needs BatchNorm, but got all for model\.norm group.*Leave it out",
+        ),
+        (
+            {"model.backbone": "timm:resnet18", "workers.recompute": True},
+            r"workers\.recompute needs .*but got timm:resnet18\. Take one of resnet18",
+        ),
+        (
             {"model.weights": "a.pth", "model.backbone_weights": "b.pth"},
             r"got model\.backbone_weights b\.pth beside a\.pth",
         ),
@@ -171,16 +179,30 @@ def test_nonsense_is_refused_with_rule_value_and_remedy(changes: dict[str, Any],
         override(training_preset("tiny"), changes)
 
 
-@given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), st.data())
-def test_fewer_workers_take_no_larger_parts_and_leave_no_part_with_a_single_image(
-    num_workers: int, steps: int, micro: int, data: st.DataObject
+@given(
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from(["auto", "batch", "group"]),
+    st.data(),
+)
+def test_fewer_workers_take_no_larger_parts_and_leave_batch_norm_with_no_single_image(
+    num_workers: int, steps: int, micro: int, use_gpu: bool, norm: str, data: st.DataObject
 ) -> None:
+    """A single one it has where it has one with all workers too, and where it is synchronised or there is none."""
+
+    def is_by_itself(num_workers: int) -> bool:
+        return norm != "group" and not (use_gpu and norm == "auto" and num_workers > 1)
+
     whole = override(
         training_preset("tiny"),
         {
             "schedule.global_batch_size": num_workers * steps * micro,
             "schedule.accumulation_steps": steps,
             "workers.num_workers": num_workers,
+            "workers.use_gpu": use_gpu,
+            "model.norm": norm,
         },
     )
     assert whole.accumulation_steps_of(num_workers) == steps
@@ -189,9 +211,25 @@ def test_fewer_workers_take_no_larger_parts_and_leave_no_part_with_a_single_imag
     batch = whole.schedule.global_batch_size
     shares = [len(range(rank, batch, fewer)) for rank in range(fewer)]
     smallest, largest = min(shares) // parts, -(-max(shares) // parts)
-    assert smallest >= min(2, micro)
-    if largest > micro:
-        assert min(shares) // (parts + 1) < min(2, micro)
+    needs_two = is_by_itself(fewer) and (micro > 1 or not is_by_itself(num_workers))
+    assert smallest >= 1 + needs_two
+    if largest > micro:  # with one part more, a part would be too small
+        assert min(shares) // (parts + 1) < 1 + needs_two
+    if not needs_two and micro > 1:
+        assert largest <= micro
+
+
+def test_an_elastic_group_that_is_down_to_one_gpu_trains_on_two_images_at_a_time() -> None:
+    changes = {
+        "workers.use_gpu": True,
+        "workers.num_workers": 8,
+        "workers.min_workers": 1,
+        "schedule.global_batch_size": 8,
+    }
+    eight = override(training_preset("tiny"), changes)
+    assert [eight.accumulation_steps_of(number) for number in (8, 4, 1)] == [1, 2, 4]
+    sixteen = override(eight, {"schedule.global_batch_size": 16})
+    assert sixteen.accumulation_steps_of(5) == 2  # parts of 2 and 1, for 4 and 3 images
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,32 @@ def test_a_job_that_cannot_go_on_does_not_say_that_it_would(capsys: pytest.Captu
     assert capsys.readouterr().err == "interrupted; the same command begins anew\n"
 
 
+def test_sigterm_raises_until_one_is_heard_and_then_does_not_disturb_the_tidying_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    def end_run(*_: Any, **__: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        said.append("ended")
+        return True
+
+    monkeypatch.setattr(run_writer, "end_run", end_run)
+
+    def job() -> None:
+        with killed_when_interrupted("uri", "a run"):
+            with contextlib.suppress(KeyboardInterrupt):  # as what a destructor raises is
+                os.kill(os.getpid(), signal.SIGTERM)
+            said.append("lost")
+            os.kill(os.getpid(), signal.SIGTERM)
+            said.append("lost again")
+
+    with pytest.raises(SystemExit) as left:
+        run_job(job)
+    assert left.value.code == 143
+    assert said == ["lost", "ended"]
+
+
 def test_what_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with terminable():

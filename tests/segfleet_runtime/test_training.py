@@ -1,5 +1,6 @@
 """Laws of one training in one process: repeated, killed and resumed, refused."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.engine import evaluate
+from pspnet import engine
+from pspnet.engine import evaluate, train_one_epoch
 from pspnet.errors import InputError
 from pspnet.memory import GIB
 from pspnet.model import PSPNet
 from pspnet.store import Store
-from pspnet.training_stats import DivergedError
+from pspnet.training_stats import DivergedError, TrainStats
 from segfleet import worker
 from segfleet.building import new_cross_entropy
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
@@ -118,6 +120,28 @@ def test_killed_and_resumed_is_uninterrupted(
     log = (tmp_path / "b" / "progress.log").read_text()
     assert ("resumed after epoch 1" if damaged else "resumed after epoch 2") in log
     assert ("damaged" in log) == damaged
+
+
+def test_an_epoch_begins_with_the_scaler_of_the_one_before_also_where_it_was_resumed(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def in_fp16(*values: Any, **named: Any) -> TrainStats:
+        begun.append(named["scaler_state"])
+        return train_one_epoch(*values, **named | {"precision": "fp16"})
+
+    monkeypatch.setattr(worker, "train_one_epoch", in_fp16)
+    # On CPUs a convolution in fp16 takes seconds.
+    monkeypatch.setattr(engine, "autocast", lambda *_: contextlib.nullcontext())
+    trained(config, tmp_path / "a")
+    whole = [*begun]
+    begun.clear()
+    trained(config, tmp_path / "b", die_after=1)
+    trained(config, tmp_path / "b")
+    assert begun == whole
+    assert [state.get("_growth_tracker") for state in whole] == [None, 2, 4]
+    assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
 
 
 def test_a_report_carries_every_evaluation_so_that_lost_reports_are_made_good(
@@ -303,6 +327,16 @@ def test_weights_of_the_classes_are_those_of_the_training_pixels(config: Trainin
         (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
         (MemoryError(), "oom"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), "oom"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "oom"),
+        (RuntimeError("CUDA driver error: out of memory"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "oom"),
+        (
+            torch.distributed.DistBackendError(
+                "NCCL error, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+            ),
+            "oom",
+        ),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), None),
         (OSError(28, "No space left on device"), None),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Read timeout"), None),
