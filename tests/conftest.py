@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # pspnet and segfleet are imported inside the fixtures: jaxtyping checks only what is imported after this file.
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from segfleet.config import TrackingConfig
 
 IGNORED = 255
+
+settings.register_profile(
+    "untimed", deadline=None
+)  # speed is measured in benchmarks, and machines are shared
+settings.load_profile("untimed")
 
 
 def three_classes() -> "ClassTable":

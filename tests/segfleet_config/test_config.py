@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet import backbones
@@ -291,7 +291,6 @@ def test_the_digest_follows_what_decides_the_result_and_not_where_it_goes() -> N
     assert digest(tiny) != digest(override(tiny, {"schedule.seed": 1}))
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -304,7 +303,6 @@ def test_hostile_json_is_a_plain_message_or_a_configuration(value: Any) -> None:
         assert isinstance(from_json(TrainingConfig, json.dumps(value)), TrainingConfig)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(sorted(flat(TrainingConfig()))),

@@ -45,7 +45,7 @@ def by_pillow(content: bytes) -> np.ndarray:
         return np.asarray(picture)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), width=st.integers(1, 40), height=st.integers(1, 50), is_colour=st.booleans())
 def test_every_filter_is_undone_as_by_pillow(
     data: st.DataObject, width: int, height: int, is_colour: bool

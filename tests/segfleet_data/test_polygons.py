@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -45,7 +45,6 @@ def test_a_rectangle_covers_the_pixels_whose_centres_it_holds() -> None:
     assert np.array_equal(moved, expected)
 
 
-@settings(deadline=None)
 @given(points=polygons)
 def test_a_pixel_is_inside_if_a_ray_from_its_centre_crosses_the_outline_an_odd_number_of_times(
     points: list[tuple[float, float]],
@@ -63,7 +62,6 @@ def test_a_pixel_is_inside_if_a_ray_from_its_centre_crosses_the_outline_an_odd_n
         assert is_near or mask[row, column] == (crossed % 2 == 1)
 
 
-@settings(deadline=None)
 @given(points=polygons, middle=st.tuples(coordinate, coordinate))
 def test_triangles_with_common_edges_leave_no_pixel_out_and_share_none(
     points: list[tuple[float, float]], middle: tuple[float, float]
@@ -102,7 +100,6 @@ def test_a_circle_is_a_circle_to_a_tenth_of_a_pixel() -> None:
         assert not mask[distance > radius + 1e-6].any()
 
 
-@settings(deadline=None)
 @given(
     mask=st.integers(1, 9).flatmap(
         lambda width: st.lists(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet.errors import InputError
@@ -29,7 +29,6 @@ def test_all_frames_of_a_drive_are_on_one_side_and_the_drives_are_named() -> Non
     assert listing.notes == [f"val is 20 of 80 images, 2 of 8 groups (seed 0): {val[0]}, {val[1]}"]
 
 
-@settings(deadline=None)
 @given(order=st.permutations(FRAMES), seed=st.integers(0, 5))
 def test_the_order_of_the_files_is_of_no_effect(order: list[str], seed: int) -> None:
     rule = SplitRule(val_fraction=0.3, group_pattern=r"(.*)_\d+", seed=seed)
@@ -46,7 +45,6 @@ def test_other_seeds_draw_other_groups() -> None:
     assert max(drawn.values()) < 80  # 50 each on average
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=2, max_size=9),
     fraction=st.floats(0.01, 0.99),
