@@ -117,8 +117,8 @@ def _follow(ray: Service, job_id: str, *, end_on_interrupt: bool) -> int:
     try:
         command = ["ray", "job", "logs", "--follow", "--address", ray.url, "--log-style", "record", job_id]
         subprocess.run(command, check=False, env=_ray_client(ray))
-    except KeyboardInterrupt:
-        heard()
+    except KeyboardInterrupt as interruption:
+        heard(interruption)
         if end_on_interrupt:
             stop = ["ray", "job", "stop", "--no-wait", "--address", ray.url, job_id]
             subprocess.run(stop, check=False, env=_ray_client(ray), stdout=subprocess.DEVNULL)

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -39,9 +40,17 @@ def known_interruption() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def heard() -> None:
-    """Note that KeyboardInterrupt was caught by someone who ends what it was raised in."""
+def heard(interruption: KeyboardInterrupt) -> None:
+    """Note that an interruption was caught by someone who ends what it was raised in, and let go what that held.
+
+    The frames that it came through live as long as it does, and with them their cursors: a statement of SQLite that is
+    midway keeps everybody from writing to the database, for 20 s and in vain, who is to record the end.
+    """
     _Asked.is_heard = _Asked.first is not None
+    error: BaseException | None = interruption
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
@@ -62,8 +71,8 @@ def terminable() -> Iterator[None]:
         try:
             with known_interruption():
                 yield
-        except KeyboardInterrupt:
-            heard()
+        except KeyboardInterrupt as interruption:
+            heard(interruption)
             if _Asked.first == signal.SIGTERM:
                 raise Terminated from None
             raise

@@ -73,10 +73,9 @@ class GroupTrainer(TorchTrainer):
         try:
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())
-        except (
-            KeyboardInterrupt
-        ):  # Ray's handler, which we do without, would end this process with exit code 0
-            heard()
+        except KeyboardInterrupt as interruption:
+            # Ray's handler, which we do without, would end this process with exit code 0
+            heard(interruption)
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(controller.abort.remote(), timeout=ABORT_S)
             raise

@@ -150,8 +150,8 @@ def killed_when_interrupted(
     try:
         with known_interruption():
             yield
-    except KeyboardInterrupt:
-        heard()
+    except KeyboardInterrupt as interruption:
+        heard(interruption)
         with contextlib.suppress(InputError, ConnectionError):  # a server that is away hears of nothing
             for each in (*nested(), run_id):
                 if not end_run(uri, each, status="KILLED", tags={}):

@@ -100,8 +100,8 @@ def train_trials(
             tuner.fit()
         if study.num_left() or any(trial.reason == "running" for trial in study.trials()):
             raise KeyboardInterrupt  # SIGUSR1, at which Tune returns as if it were through
-    except KeyboardInterrupt:
-        heard()
+    except KeyboardInterrupt as interruption:
+        heard(interruption)
         with contextlib.suppress(Exception):  # a study's database that is away must not take its place
             execution.close(at_once=True)
         raise

@@ -9,10 +9,13 @@ from typing import Any
 
 import optuna
 import pytest
+from mlflow.entities import RunTag
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine.default import DefaultDialect
 
-from segfleet import run_writer, trials
+from segfleet import run_writer, tracking, tracking_server, trials
 from segfleet.cli import run_job
+from segfleet.config import TrackingConfig
 from segfleet.interruption import known_interruption, terminable
 from segfleet.run_writer import killed_when_interrupted
 
@@ -114,6 +117,33 @@ def test_an_interruption_that_got_lost_is_raised_at_the_next_occasion(number: si
     with pytest.raises(SystemExit) as left:
         run_job(lambda: another.append("all"))
     assert left.value.code == 0
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's with SQLAlchemy 2.1
+def test_a_statement_that_was_interrupted_does_not_keep_the_end_from_being_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = TrackingConfig(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = tracking.open_run(tracked, run_name="a", key="a", parent_run_id=None, tags={}, params={})
+    client = tracking_server.client(tracked.tracking_uri)
+    client.log_batch(run_id, tags=[RunTag(f"tag{number}", "value") for number in range(9)])
+    execute = DefaultDialect.do_execute
+
+    def execute_and_interrupt(self: DefaultDialect, cursor: Any, *arguments: Any) -> None:
+        execute(self, cursor, *arguments)
+        if "FROM tags" in arguments[0]:  # many rows, of which none is fetched yet
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def job() -> None:
+        with killed_when_interrupted(tracked.tracking_uri, run_id):
+            monkeypatch.setattr(DefaultDialect, "do_execute", execute_and_interrupt)
+            client.get_run(run_id)
+
+    with pytest.raises(SystemExit) as left:
+        run_job(job)
+    assert left.value.code == 130
+    assert client.get_run(run_id).info.status == "KILLED"
 
 
 def test_a_job_that_cannot_go_on_does_not_say_that_it_would(capsys: pytest.CaptureFixture[str]) -> None:
