@@ -113,8 +113,8 @@ class WinogradConv2d(nn.Conv2d):
     ) -> Float[Tensor, "n o h w"]:
         """Return the convolution with this weight and bias in place of its own."""
         num_values = input.numel() // input.shape[1] * min(weight.shape[:2])
+        # Rounded to bf16, what has been added up for a tile would be too coarse.
         if not _is_in_full_precision(input) or num_values < MIN_WINOGRAD_VALUES:
-            # Rounded to bf16, what has been added up for a tile would be too coarse.
             return convolve3x3(input, weight, bias, dilation=self.dilation[0])
         from pspnet.cpu_convolution import winograd_convolution  # needs numba, which a GPU box may lack
 

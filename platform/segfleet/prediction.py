@@ -102,20 +102,27 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 
 def _segmented(model: SegmentationModel, batch: list[Frame], views: Views) -> Iterator[np.ndarray | str]:
     """Yield the train ids of each frame, or why there are none."""
-    images = [frame.image for frame in batch if frame.image is not None]
-    found: Iterator[np.ndarray | str]
+    found = _fitting(model, [frame.image for frame in batch if frame.image is not None], views)
+    if found is None and len(batch) > 1:  # one by one they may fit
+        for frame in batch:
+            yield from _segmented(model, [frame], views)
+        return
+    if found is None:
+        yield f"the memory of {model.device} does not suffice; --window 713 or less takes less"
+        return
+    segmented = iter(found)
+    for frame in batch:
+        yield frame.fault if frame.image is None else next(segmented)
+
+
+def _fitting(model: SegmentationModel, images: list[np.ndarray], views: Views) -> list[np.ndarray] | None:
+    """Return the train ids of the images, or None, with the memory given back, where it does not suffice."""
     try:
-        found = iter(model.predict_batch(images, views))
+        return model.predict_batch(images, views)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(images) > 1:  # one by one they may fit
-            for frame in batch:
-                yield from _segmented(model, [frame], views)
-            return
-        found = iter([f"the memory of {model.device} does not suffice; --window 713 or less takes less"])
-    for frame in batch:
-        yield frame.fault if frame.image is None else next(found)
+        return None
 
 
 def _write(output_dir: Path, frame: Frame, train_ids: np.ndarray, class_table: ClassTable) -> Path:
