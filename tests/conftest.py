@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,12 +135,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> "Store":
     )
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without an experiment of ours, to copy: MLflow computes for two seconds to make them."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> "TrackingConfig":
+def local(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> "TrackingConfig":
     """A tracking database and registry of the test module's own."""
     from segfleet.config import TrackingConfig
 
     folder = tmp_path_factory.mktemp("tracking")
+    shutil.copy(empty_database, folder)
     return TrackingConfig(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", storage_dir=str(folder))
 
 
@@ -200,8 +215,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
     mlflow_server = Server(tmp_path_factory.mktemp("mlflow"))
+    shutil.copy(empty_database, mlflow_server.folder)
     mlflow_server.start()
     yield mlflow_server
     mlflow_server.stop()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -31,7 +32,9 @@ STUDY = "faulted"
 
 
 def search_config(training: TrainingConfig, folder: Path, changes: dict[str, object]) -> SearchConfig:
-    """Three trials of two epochs on one worker, one at a time, in `folder`."""
+    """Three trials of two epochs on one worker, one at a time, in `folder`, with a database as empty as theirs."""
+    (folder / "runs").mkdir(parents=True)
+    shutil.copy(Path(training.tracking.storage_dir) / "mlflow.db", folder / "runs")
     training = override(training, {"schedule.num_epochs": 2, "tracking.storage_dir": str(folder / "runs")})
     config = replace(search_preset("demo"), training=training, study=STUDY, num_trials=NUM_TRIALS)
     settings = {"max_concurrent_trials": 1, "space.crop_sizes": (33, 41), "scheduler": "none"}

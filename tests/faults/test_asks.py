@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_proposed_less_and_less(
     config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among the last 40, fewer than half as many as where the sampler does not hear of them."""
-    search = search_config(config, tmp_path, {})
+    search = search_config(config, tmp_path / "search", {})
     learnt = sum(num_late_ooms(search, seed) for seed in range(2))
     monkeypatch.setitem(study_module._STATE_OF, "oom", TrialState.FAIL)
     unheard = sum(num_late_ooms(search, seed + 100) for seed in range(2))

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+def config(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> TrackingConfig:
     folder = tmp_path_factory.mktemp("tracking")
+    shutil.copy(empty_database, folder)
     return TrackingConfig(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", storage_dir=str(folder))
 
 

@@ -1,5 +1,6 @@
 """A store of random pictures and the smallest training on it."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,10 @@ def heeds_ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(store_path: Path, tmp_path: Path) -> TrainingConfig:
+def config(store_path: Path, tmp_path: Path, empty_database: Path) -> TrainingConfig:
     """One worker, three epochs of two iterations, everything random in use."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "runs")
     return override(
         tiny(),
         {

@@ -1,5 +1,6 @@
 """Law: the runs agree with the study, wherever a process died."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> SearchConfig:
+def config(tmp_path: Path, empty_database: Path) -> SearchConfig:
+    shutil.copy(empty_database, tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     folders = {"training.tracking.storage_dir": str(tmp_path), "training.tracking.tracking_uri": uri}
     return override(search_preset("demo"), folders | {"study": "s"})

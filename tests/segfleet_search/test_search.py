@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,10 +43,12 @@ NUM_SEEDS = 2
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
     """A store of random pictures beside which everything else of the search lies."""
     path = tmp_path_factory.mktemp("search")
     (path / "aside").mkdir()
+    (path / "runs").mkdir()
+    shutil.copy(empty_database, path / "runs")
     splits, names, counts = {}, [], []
     for split, count in (("train", 10), ("val", 3)):
         rng = np.random.default_rng(count)
