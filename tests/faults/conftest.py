@@ -1,7 +1,13 @@
 """The small store and training of the runtime's laws, for faults, and which rows every change must pass."""
 
-import pytest
+import os
+import pickle
 
+import pytest
+from filelock import FileLock
+
+from segfleet.config import TrainingConfig
+from tests.faults.studies import Search, Trials, search_config
 from tests.segfleet_runtime.conftest import config, store_path
 
 __all__ = ["config", "store_path"]
@@ -16,3 +22,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         row = item.get_closest_marker("fault")
         if row and row.args[0] not in P0 and item.get_closest_marker("slow"):
             item.add_marker("faults_long")
+
+
+@pytest.fixture
+def undisturbed(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    """What a search leaves that meets no fault: searched once, by whichever process of the tests comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    known = folder / "undisturbed.pickle"
+    with FileLock(f"{known}.lock"):
+        if not known.exists():
+            own = folder / "undisturbed"
+            search = Search(search_config(config, own, {}), own)
+            assert search.run() == 0, search.log()
+            outcome = search.outcome()
+            assert {reason for reason, _, _ in outcome.trials.values()} == {"complete"}
+            known.write_bytes(pickle.dumps(outcome))
+        outcome = pickle.loads(known.read_bytes())  # noqa: S301
+        assert isinstance(outcome, Trials)
+        return outcome

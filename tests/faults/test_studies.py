@@ -33,22 +33,6 @@ def new_search(config: TrainingConfig, folder: Path, name: str) -> Search:
     return Search(search_config(config, folder / name, {}), folder / name)
 
 
-@pytest.fixture(scope="module")
-def clean_ones() -> dict[str, Trials]:
-    """What an undisturbed search leaves, once it is known."""
-    return {}
-
-
-@pytest.fixture
-def expected(config: TrainingConfig, folder: Path, clean_ones: dict[str, Trials]) -> Trials:
-    if not clean_ones:
-        search = new_search(config, folder, "clean")
-        assert search.run() == 0, search.log()
-        clean_ones["clean"] = search.outcome()
-        assert {reason for reason, _, _ in clean_ones["clean"].trials.values()} == {"complete"}
-    return clean_ones["clean"]
-
-
 def resume(search: Search, record_property: Recorded, *, fault: str = "") -> int:
     """Submit again; how long it takes until a trial goes on, or the search ends, is its recovery."""
     started = time.monotonic()
@@ -84,7 +68,7 @@ def resume(search: Search, record_property: Recorded, *, fault: str = "") -> int
 def test_a_killed_search_is_completed_by_the_same_command(
     config: TrainingConfig,
     folder: Path,
-    expected: Trials,
+    undisturbed: Trials,
     record_property: Recorded,
     faults: tuple[str, ...],
     pauses_s: tuple[float, ...],
@@ -95,14 +79,14 @@ def test_a_killed_search_is_completed_by_the_same_command(
         assert not search.fault_file.exists()
         time.sleep(pauses_s[number % len(pauses_s)])
     assert resume(search, record_property) == 0, search.log()
-    assert search.outcome() == expected
+    assert search.outcome() == undisturbed
     search.assert_none_was_begun_after_its_end()
 
 
 @pytest.mark.fault("B2", "the same study submitted twice at once")
 @pytest.mark.faults_long
 def test_the_second_says_who_holds_the_study_and_leaves_the_first_alone(
-    config: TrainingConfig, folder: Path, expected: Trials
+    config: TrainingConfig, folder: Path, undisturbed: Trials
 ) -> None:
     search = new_search(config, folder, "twice")
     first = search.start()
@@ -116,7 +100,7 @@ def test_the_second_says_who_holds_the_study_and_leaves_the_first_alone(
     first.join()
     assert first.exitcode == 0, search.log()
     search.end_leftovers(may_be_left=False)
-    assert search.outcome() == expected
+    assert search.outcome() == undisturbed
 
 
 def cut(path: Path, *, share: float = 0.5) -> None:
@@ -127,7 +111,7 @@ def cut(path: Path, *, share: float = 0.5) -> None:
 
 @pytest.mark.fault("B4", "Ray's snapshots and all state files cut short")
 def test_cut_files_are_set_aside_and_named(
-    config: TrainingConfig, folder: Path, expected: Trials, record_property: Recorded
+    config: TrainingConfig, folder: Path, undisturbed: Trials, record_property: Recorded
 ) -> None:
     search = new_search(config, folder, "cut")
     assert search.run(fault="trial.reported:kill:3") == -9, search.log()
@@ -148,7 +132,7 @@ def test_cut_files_are_set_aside_and_named(
     assert cut_spools
     assert resume(search, record_property) == 0, search.log()
     outcome = search.outcome()
-    assert outcome == expected
+    assert outcome == undisturbed
     search.assert_none_was_begun_after_its_end()
     assert re.search(
         r"study\.journal ended in the midst of a line.* set aside as study\.journal\.damaged-1", search.log()
@@ -161,13 +145,13 @@ def test_cut_files_are_set_aside_and_named(
     ("fault", "is_resumed"), [("trial.heard:kill:2", False), ("group.held:kill:2", True)]
 )
 def test_a_trial_goes_on_without_its_driver(
-    config: TrainingConfig, folder: Path, expected: Trials, fault: str, is_resumed: bool
+    config: TrainingConfig, folder: Path, undisturbed: Trials, fault: str, is_resumed: bool
 ) -> None:
     """Tune's process of the trial only passes on what the workers do; the group's actor takes its workers along."""
     search = new_search(config, folder, fault.partition(":")[0])
     assert search.run(fault=fault) == 0, search.log()
     assert not search.fault_file.exists()
-    assert search.outcome() == expected
+    assert search.outcome() == undisturbed
     search.assert_none_was_begun_after_its_end()
     said = [path.read_text() for path in search.study_dir.glob("trial_*/progress.log")]
     assert len(said) == NUM_TRIALS
@@ -193,7 +177,7 @@ def cluster_of_its_own() -> Iterator[Cluster]:
 @pytest.mark.fault("B3", "the Ray head killed, a new cluster, submitted again")
 @pytest.mark.faults_long
 def test_of_a_lost_cluster_only_the_storage_is_needed(
-    config: TrainingConfig, folder: Path, expected: Trials, record_property: Recorded
+    config: TrainingConfig, folder: Path, undisturbed: Trials, record_property: Recorded
 ) -> None:
     search = new_search(config, folder, "head")
     with cluster_of_its_own() as cluster:
@@ -210,5 +194,5 @@ def test_of_a_lost_cluster_only_the_storage_is_needed(
         process.join()
         record_property("recovery_s", time.monotonic() - started)
     assert process.exitcode == 0, search.log()
-    assert search.outcome() == expected
+    assert search.outcome() == undisturbed
     search.assert_none_was_begun_after_its_end()

@@ -42,27 +42,12 @@ def new_search(config: TrainingConfig, folder: Path, name: str, uri: str) -> Sea
     return Search(search_config(config, folder / name, settings), folder / name)
 
 
-@pytest.fixture(scope="module")
-def clean_ones() -> dict[str, Trials]:
-    """What an undisturbed search leaves, once it is known."""
-    return {}
-
-
-@pytest.fixture
-def expected(config: TrainingConfig, folder: Path, clean_ones: dict[str, Trials]) -> Trials:
-    if not clean_ones:
-        search = new_search(config, folder, "clean", f"sqlite:///{folder / 'clean' / 'mlflow.db'}")
-        assert search.run() == 0, search.log()
-        clean_ones["clean"] = search.outcome()
-    return clean_ones["clean"]
-
-
 @pytest.mark.fault("D1", "the MLflow server killed in the midst of a search")
 @pytest.mark.parametrize("seconds", [20, pytest.param(0, marks=LONG), pytest.param(60, marks=LONG)])
 def test_a_killed_server_costs_no_point(
     config: TrainingConfig,
     folder: Path,
-    expected: Trials,
+    undisturbed: Trials,
     server: Any,
     record_property: Recorded,
     seconds: float,
@@ -79,14 +64,14 @@ def test_a_killed_server_costs_no_point(
     record_property("recovery_s", time.monotonic() - started)
     assert process.exitcode == 0, search.log()
     search.end_leftovers(may_be_left=False)
-    assert search.outcome() == expected
+    assert search.outcome() == undisturbed
     assert unsent_runs(search.folder) == {}
 
 
 @pytest.mark.fault("D2", "MLflow's database locked in the midst of a search")
 @pytest.mark.parametrize("seconds", [pytest.param(5, marks=LONG), pytest.param(60, marks=LONG)])
 def test_a_locked_database_costs_no_point(
-    config: TrainingConfig, folder: Path, expected: Trials, record_property: Recorded, seconds: float
+    config: TrainingConfig, folder: Path, undisturbed: Trials, record_property: Recorded, seconds: float
 ) -> None:
     path = folder / f"locked-{seconds}.db"
     search = new_search(config, folder, f"locked-{seconds}", f"sqlite:///{path}")
@@ -102,7 +87,7 @@ def test_a_locked_database_costs_no_point(
     record_property("recovery_s", time.monotonic() - started)
     assert process.exitcode == 0, search.log()
     search.end_leftovers(may_be_left=False)
-    assert search.outcome() == expected
+    assert search.outcome() == undisturbed
     assert unsent_runs(search.folder) == {}
 
 
