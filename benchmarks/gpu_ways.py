@@ -27,8 +27,9 @@ from pspnet.transforms import Window
 NUM_CLASSES, AUX_LOSS_WEIGHT, TORCHVISION_AUX_LOSS_WEIGHT = 19, 0.4, 0.5
 SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}
 BASE_LR, HEAD_LR_FACTOR = 1e-4, 10.0
-FIRST_SCALE = 2.0**10
-"""Of the loss in fp16. From GradScaler's own 2**16 the first steps may be left out, and the momentum with them."""
+FIRST_SCALE = 2.0**8
+"""Of the loss in fp16, which ends at 65504: a weight's first gradient is up to 59 (two crops of 129, ResNet-50). From
+GradScaler's own 2**16 the first steps are left out, and the momentum with them."""
 
 Network = Literal["reference", "fcn", "pspnet"]
 How = Literal["", "channels_last", "fused SGD", "recomputed", "compiled"]
