@@ -2,29 +2,32 @@
 
 A training step of the engine against semseg's network, eager, in the same autocast, and torchvision's fcn_resnet50;
 predictions against semseg's network; crops made of windows on the device. All ways begin with the same weights, and
-the first losses are compared. In each round all ways take their turn in one process; what counts is the median over
-the rounds of the ratio inside a round. A way that does not fit in the card's memory is a row that says so. The last
-line of output is JSON.
+the losses are compared first; where ways do not compute the same, nothing is written. In each round all ways take their
+turn in one process; what counts is the median over the rounds of the ratio inside a round. A way that does not fit in
+the card's memory, or fails, is a row that says so. The last line of output is JSON.
 
-    python benchmarks/gpu.py --semseg DIR --cityscapes DIR --write benchmarks/README.md     # about 6 minutes
-    python benchmarks/gpu.py --quick                                                        # under 90 s
+    python benchmarks/gpu.py --semseg DIR --cityscapes DIR --write benchmarks/README.md     # 6 minutes, estimated
+    python benchmarks/gpu.py --quick                                                        # 90 s, estimated
     python benchmarks/gpu.py --device cpu --backbone resnet18 --crop 65 --batch 2 --rounds 1 --steps 1 --quick
 """
 
 import argparse
+import itertools
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from gpu_predictions import MEAN, STD, measure_crops, measure_predictions
-from gpu_rows import Card, Case, Row, say, take_turns
+from gpu_rows import Card, Case, Row, noted, say, take_turns
 from gpu_tables import aim_line, crop_table, prediction_table, step_table, summary
 from gpu_ways import (
+    FIRST_SCALE,
     NUM_CLASSES,
     RECOMPUTED,
     Network,
@@ -40,22 +43,38 @@ from reporting import Pair, pictures, versions, write_between
 from torch import Tensor
 
 from pspnet.compilation import require_compiler
-from pspnet.errors import InputError
 from pspnet.flops import training_flops
 from pspnet.memory import GIB, Fit, measure_fit, step_memory
 from pspnet.model import PSPNet
 from pspnet.recomputation import recompute_blocks
 from pspnet.transforms import normalise
 
-MAX_LOSS_DIFFERENCE = 1e-4
-"""Relative, in fp32 without TF32."""
-BUDGET_S, COMPILE_S = 330.0, 90.0
-"""A way that is compiled is left out where so little of the budget is left that it may not be done in time."""
+MAX_LOSS_DIFFERENCE = 1e-9
+"""Relative, in float64."""
+
+
+@dataclass
+class Budget:
+    """Until when what may take long is begun, so that a command of ten minutes ends by itself."""
+
+    started: float
+    compilation_s: float = 90.0
+    """Of the next compiled way: a guess, or a little more than the last one took."""
+
+    @property
+    def is_enough_to_compile(self) -> bool:
+        """Whether a way that is compiled is expected to have taken its first steps in time."""
+        return time.monotonic() + self.compilation_s < self.started + 330
+
+    @property
+    def rounds_until(self) -> float:
+        """After which no round but a first one is begun."""
+        return self.started + 480
 
 
 def main() -> None:
     """Measure, print the tables, and end with one line of JSON."""
-    started = time.monotonic()
+    budget = Budget(time.monotonic())
     options = _options()
     card = _card(options.device)
     torch.manual_seed(0)
@@ -68,52 +87,63 @@ def main() -> None:
     flops["pspnet"] = training_flops(networks.pspnet, options.crop)
 
     cases: list[Case] = []
+    compared, fitted = Row("the losses were not compared"), Row("memory was not fitted")
+    largest = max(options.batch)
     for batch_size in sorted(options.batch, reverse=True):
         images, target = _batch(pairs, options.crop, batch_size, card.device)
-        if not cases and (difference := loss_difference(networks, images, target)) > MAX_LOSS_DIFFERENCE:
-            differs.append(f"the losses of pspnet and the reference by {difference:.1e}")
-        cases.append(
-            _measure_steps(options, card, networks, images, target, flops, deadline=started + BUDGET_S)
-        )
+        if not cases:
+            with noted(compared):
+                if (difference := loss_difference(networks, images, target)) > MAX_LOSS_DIFFERENCE:
+                    differs.append(f"the losses of pspnet and the reference in float64 by {difference:.1e}")
+        cases.append(_measure_steps(options, card, networks, images, target, flops, budget))
         say(step_table(card, [cases[-1]], flops, Fit()))
         del images, target
-    predictions = measure_predictions(options, card, pairs, differs)
-    crops = measure_crops(options, card, pairs)
-    say("\n\n".join([prediction_table(predictions), crop_table(crops), "memory, fitted"]))
+    predictions = measure_predictions(options, card, pairs, differs, deadline=budget.rounds_until)
+    crops = measure_crops(options, card, pairs, largest, deadline=budget.rounds_until)
+    say("\n\n".join([prediction_table(predictions), crop_table(crops, largest), "memory, fitted"]))
     card.free()
-    fit = measure_fit(
-        lambda: PSPNet.from_architecture(networks.pspnet.architecture), card.device, precision="bf16"
-    )
+    fit = Fit()
+    with noted(fitted):
+        fit = measure_fit(
+            lambda: PSPNet.from_architecture(networks.pspnet.architecture), card.device, precision="bf16"
+        )
 
+    measured = [*(case.rows for case in cases), *predictions.values(), crops, [compared, fitted]]
+    rows = list(itertools.chain.from_iterable(measured))
     conditions = [
         f"{card.name}; {options.backbone} with deep stem, crop {options.crop}, {NUM_CLASSES} classes, auxiliary head, "
         "no dropout; fcn_resnet50 is another network, with its own arithmetic and loss, measured beside ResNet-50 only",
-        f"reference, eager and contiguous unless said: {networks.what}, with torch's autocast and GradScaler",
+        f"reference, eager and contiguous unless said: {networks.what}, with torch's autocast and GradScaler; "
+        f"the scale of all begins at {FIRST_SCALE:g} and is kept from turn to turn",
         "arithmetic of an image, forward and backward, multiply-adds as two: "
         + ", ".join(f"{name} {flops[name] / 1e12:.3g} TFLOP" for name in flops)
         + "; MFU is of the network's own arithmetic, as progress lines have it (the factored head has less), and "
         "beside it of the reference's, as if all of that had been computed; peak: dense, from the data sheet",
-        f"memory: tensors at the same time, of this way alone; predicted: as pspnet.memory counts them; reserved: "
-        f"what the allocator held, predicted by {fit.factor:.3f} times counted and {fit.constant / GIB:.2f} GiB, "
-        "fitted to small crops",
+        f"memory: tensors at the same time, of this way alone, of a prediction without the weights; predicted: as "
+        f"pspnet.memory counts them; reserved: what the allocator held, predicted by {fit.factor:.3f} times counted "
+        f"and {fit.constant / GIB:.2f} GiB, fitted to small crops",
+        "predictions in fp32 convolve in TF32, as torch does unless told otherwise",
         f"pictures: {origin}",
-        f"{options.rounds} rounds of {options.steps} steps, {_device_versions()}, {versions()}",
+        f"{_rounds(rows)} rounds of {options.steps} steps, {_device_versions(card)}, {versions()}",
+        *(f"{row.name}: {row.outcome}" for row in (compared, fitted) if row.outcome),
     ]
     text = "\n\n".join(
         [
             step_table(card, cases, flops, fit),
             aim_line(card, cases[0], flops),
             prediction_table(predictions),
-            crop_table(crops),
+            crop_table(crops, largest),
             "\n".join(f"- {line}" for line in conditions),
         ]
     )
     print(text)
-    if options.write:
+    if options.write and not differs:
         write_between(options.write, "gpu", text)
     print(json.dumps(summary(card, cases[0], flops, predictions)))
     if differs:
-        sys.exit(f"What must be the same in fp32 differs: {'; '.join(differs)}.")
+        sys.exit(f"Nothing is written, because what must be the same differs: {'; '.join(differs)}.")
+    if failed := [row.name for row in rows if row.has_failed]:
+        sys.exit(f"Failed, see above: {'; '.join(failed)}.")
 
 
 def _options() -> argparse.Namespace:
@@ -133,9 +163,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile, too; else on a GPU only"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="batch 8, 3 rounds, nothing compiled, under 90 s"
-    )
+    parser.add_argument("--quick", action="store_true", help="batch 8, 3 rounds, nothing compiled")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     options = parser.parse_args()
     if options.crop % 8 != 1 or min(options.batch) < 2:
@@ -159,12 +187,19 @@ def _card(device: str) -> Card:
         sys.exit(2)
     if device == "cpu":
         return Card(device=torch.device("cpu"), name=f"no GPU, {platform.machine()}")
-    torch.cuda.set_device(device)
-    return Card(device=torch.device(device), name=torch.cuda.get_device_name())
+    chosen = torch.device("cuda", torch.device(device).index or 0)
+    torch.cuda.set_device(chosen)
+    return Card(device=chosen, name=torch.cuda.get_device_name(chosen))
 
 
-def _device_versions() -> str:
-    if not torch.cuda.is_available():
+def _rounds(rows: Sequence[Row]) -> str:
+    """Return how many rounds were taken, and the fewest where the time did not suffice for all."""
+    counts = {len(row.seconds) for row in rows if row.seconds and not row.outcome} or {0}
+    return " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+
+
+def _device_versions(card: Card) -> str:
+    if card.device.type == "cpu":
         return f"{torch.get_num_threads()} threads"
     return f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
@@ -193,65 +228,63 @@ def _measure_steps(
     images: Tensor,
     target: Tensor,
     flops: dict[Network, int],
-    *,
-    deadline: float,
+    budget: Budget,
 ) -> Case:
-    torch.compiler.reset()  # what was compiled for other batch sizes counts towards a limit
     ways = all_ways(card.device, is_quick=options.quick, is_compiled=options.compile)
     rows = [Row(way.name, way) for way in ways if way.of in flops]
-    running: list[tuple[Row, Callable[[int], object]]] = []
-    slowest_compilation = COMPILE_S
+    begun: list[tuple[Row, Steps]] = []
     for row in rows:
-        assert row.way is not None
+        with noted(row):
+            begun.append((row, _begun(row, card, networks, images, target)))
+    for row, steps in begun:
         say(f"batch {len(images)}: {row.name}")
-        is_compiled = row.way.how == "compiled"
-        begun = time.monotonic()
-        if is_compiled and begun + slowest_compilation > deadline:
-            row.outcome = "no time left to compile"
-            continue
-        steps = _begun(row, card, networks, images, target)
-        if is_compiled:
-            slowest_compilation = min(slowest_compilation, 1.2 * (time.monotonic() - begun))
-        if steps is not None:
-            running.append((row, steps))
-    take_turns(card, running, num_rounds=options.rounds, calls_per_turn=options.steps)
+        _take_first_steps(row, card, steps, budget)
+    take_turns(
+        card,
+        begun,
+        num_rounds=options.rounds,
+        calls_per_turn=options.steps,
+        deadline=budget.rounds_until,
+    )
     return Case(batch_size=len(images), rows=rows, predicted=_counted_memory(networks.pspnet, images, ways))
 
 
-def _begun(row: Row, card: Card, networks: Networks, images: Tensor, target: Tensor) -> Steps | None:
-    """Take the first steps, note losses and memory, and return the way's steps; None, with the reason, if it cannot."""
+def _begun(row: Row, card: Card, networks: Networks, images: Tensor, target: Tensor) -> Steps:
+    """Return the way's steps, and note the memory of its weights and its batch."""
     assert row.way is not None
+    if row.way.how == "compiled":
+        require_compiler(card.device)
     card.free()
     allocated, reserved = card.memory()
-    try:
-        if row.way.how == "compiled":
-            require_compiler(card.device)
-        steps = begin(row.way, networks, images, target)
+    steps = begin(row.way, networks, images, target)
+    now_allocated, now_reserved = card.memory()
+    # A way's own copy of the images is allocated by now; others share them.
+    batch_bytes = target.nbytes + (0 if row.way.is_channels_last else images.nbytes)
+    row.peak_bytes = now_allocated - allocated + batch_bytes
+    row.reserved_bytes = now_reserved - reserved + batch_bytes
+    return steps
+
+
+def _take_first_steps(row: Row, card: Card, steps: Steps, budget: Budget) -> None:
+    """Note the losses of the first step and the memory of a later one."""
+    assert row.way is not None
+    is_compiled = row.way.how == "compiled"
+    if is_compiled and not budget.is_enough_to_compile:
+        row.outcome = "no time left to compile"
+        return
+    card.free()
+    allocated, reserved = card.memory()
+    started = time.monotonic()
+    with noted(row):
         row.loss = steps(1)
         steps(1)  # momentum is there from the second step on
         card.free()
         steps(2)
-    except torch.OutOfMemoryError:
-        row.outcome = "oom"
-        return None
-    except InputError as error:
-        row.outcome = str(error)
-        return None
-    except Exception as error:  # a compiler fails in any way; the other ways are to be measured all the same
-        if row.way.how != "compiled":
-            raise
-        row.outcome = f"not compiled, {type(error).__name__}"
-        say(str(error))
-        return None
-    peak, most_reserved = card.peak_memory()
-    batch_bytes = 0
-    if card.device.type == "cuda":  # a way's own copy of the images is counted already
-        batch_bytes = target.nbytes + (0 if row.way.is_channels_last else images.nbytes)
-    row.peak_bytes, row.reserved_bytes = (
-        peak - allocated + batch_bytes,
-        most_reserved - reserved + batch_bytes,
-    )
-    return steps
+        peak, most_reserved = card.peak_memory()
+        row.peak_bytes += peak - allocated
+        row.reserved_bytes += most_reserved - reserved
+    if is_compiled:
+        budget.compilation_s = 1.2 * (time.monotonic() - started)
 
 
 def _counted_memory(network: PSPNet, images: Tensor, ways: Sequence[Way]) -> dict[str, int]:

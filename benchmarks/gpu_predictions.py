@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_rows import Card, Row, repeated, say, take_turns
+from gpu_rows import Card, Row, noted, repeated, say, take_turns
 from gpu_ways import NUM_CLASSES
 from inference import calibrated, fit_classifier
 from reference_networks import reference_network
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from pspnet.data import Batch, draw_sample
-from pspnet.folding import fold_batch_norm
+from pspnet.folding import fold_batch_norm, for_prediction
 from pspnet.inference import Precision, autocast, predict
 from pspnet.model import PSPNet
 from pspnet.transforms import normalise, prepare_batch, source_window
@@ -30,21 +30,21 @@ FEW_CLASSES = 3
 
 
 def measure_predictions(
-    options: argparse.Namespace, card: Card, pairs: list[Pair], differs: list[str]
+    options: argparse.Namespace, card: Card, pairs: list[Pair], differs: list[str], *, deadline: float
 ) -> dict[str, list[Row]]:
     """Return the ways on each size of picture; the reference in fp32 is the first."""
     network = calibrated(PSPNet(NUM_CLASSES, backbone=options.backbone, deep_stem=True), pairs)
     fit_classifier(network, pairs)
     reference = reference_network(copy.deepcopy(network), options.semseg)[0].eval().to(card.device)
-    network.to(card.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    folded = fold_batch_norm(network).to(memory_format=torch.channels_last)
+    folded = fold_batch_norm(network.to(card.device)).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     precisions: tuple[Precision, ...] = (
         ("fp32", "fp16", "bf16") if card.device.type == "cuda" else ("fp32", "bf16")
     )
     for precision in precisions:
         ways[f"reference, {precision}"] = _reference_prediction(reference, card.device, precision)
-    for whose, model in (("pspnet", network), ("pspnet, BatchNorm folded", folded)):
+    ours = {"pspnet": for_prediction(network, card.device), "pspnet, BatchNorm folded": folded}
+    for whose, model in ours.items():
         for precision in precisions:
             how: dict[str, Any] = {"mean": MEAN, "std": STD, "device": card.device, "precision": precision}
             ways[f"{whose}, {precision}"] = partial(predict, model, **how)
@@ -57,12 +57,24 @@ def measure_predictions(
     for picture in shown:
         size = f"{picture.shape[1]}×{picture.shape[0]}"
         say(f"predictions of {size}")
-        with _without_tf32():
-            difference = float((ways["pspnet, fp32"](picture) != ways["reference, fp32"](picture)).mean())
+        wanted = _exact(ways, picture, size, differs)
+        measured[size] = _measure_prediction(options, card, ways, picture, wanted, deadline=deadline)
+    return measured
+
+
+def _exact(
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]], picture: np.ndarray, size: str, differs: list[str]
+) -> np.ndarray | None:
+    """Return what the reference predicts in fp32 without TF32, None where it cannot, and compare ours with it."""
+    wanted = None
+    with noted(Row(size)), _without_tf32():  # what goes wrong here does so in the rows, too
+        wanted = ways["reference, fp32"](picture)
+        if len(np.unique(wanted)) <= FEW_CLASSES:
+            say("few classes are predicted: ways agree by chance")
+        difference = float((ways["pspnet, fp32"](picture) != wanted).mean())
         if difference > MAX_DISAGREEMENT:
             differs.append(f"predictions of {size} in {difference:.1e} of the pixels")
-        measured[size] = _measure_prediction(options, card, ways, picture)
-    return measured
+    return wanted
 
 
 def _measure_prediction(
@@ -70,25 +82,21 @@ def _measure_prediction(
     card: Card,
     ways: dict[str, Callable[[np.ndarray], np.ndarray]],
     picture: np.ndarray,
+    wanted: np.ndarray | None,
+    *,
+    deadline: float,
 ) -> list[Row]:
-    rows: list[Row] = []
-    running: list[tuple[Row, Callable[[int], object]]] = []
-    wanted = ways["reference, fp32"](picture)
-    if len(np.unique(wanted)) <= FEW_CLASSES:
-        say("few classes are predicted: ways agree by chance")
-    for name, way in ways.items():
-        row = Row(name)
-        rows.append(row)
+    rows = [Row(name) for name in ways]
+    for row in rows:
         card.free()
         allocated, _ = card.memory()
-        try:
-            row.disagreement = float((way(picture) != wanted).mean())
-        except torch.OutOfMemoryError:
-            row.outcome = "oom"
-            continue
-        row.peak_bytes = card.peak_memory()[0] - allocated
-        running.append((row, repeated(partial(way, picture))))
-    take_turns(card, running, num_rounds=options.rounds, calls_per_turn=options.steps)
+        with noted(row):
+            prediction = ways[row.name](picture)
+            row.peak_bytes = card.peak_memory()[0] - allocated
+            if wanted is not None:
+                row.disagreement = float((prediction != wanted).mean())
+    running = [(row, repeated(partial(ways[row.name], picture))) for row in rows]
+    take_turns(card, running, num_rounds=options.rounds, calls_per_turn=options.steps, deadline=deadline)
     return rows
 
 
@@ -119,27 +127,23 @@ def _without_tf32() -> Iterator[None]:
 
 
 def measure_crops(
-    options: argparse.Namespace, card: Card, pairs: list[Pair]
-) -> dict[str, tuple[int, list[float]]]:
-    """Return the images of a batch and the seconds that preparing it takes, by what is drawn."""
-    batch_size = max(options.batch)
+    options: argparse.Namespace, card: Card, pairs: list[Pair], batch_size: int, *, deadline: float
+) -> list[Row]:
+    """Return the ways of preparing a batch, by what is drawn."""
     drawn: dict[str, dict[str, Any]] = {
         "scale, flip": {},
         "scale, flip, rotate, blur (semseg)": {"rotate_degrees": 10.0, "blur_probability": 0.5},
         "scale, flip, photometric (mmsegmentation)": {"is_photometric": True},
     }
-    rows = {}
+    running = []
     for name, how in drawn.items():
         batch = _windows(pairs, options.crop, batch_size, card.device, how)
-
         prepare = partial(
             prepare_batch, batch, crop_size=options.crop, mean=MEAN, std=STD, device=card.device
         )
-
-        row = Row(name)
-        take_turns(card, [(row, repeated(prepare))], num_rounds=options.rounds, calls_per_turn=options.steps)
-        rows[name] = batch_size, row.seconds
-    return rows
+        running.append((Row(name), repeated(prepare)))
+    take_turns(card, running, num_rounds=options.rounds, calls_per_turn=options.steps, deadline=deadline)
+    return [row for row, _ in running]
 
 
 def _windows(

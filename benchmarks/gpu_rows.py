@@ -1,34 +1,47 @@
 """The rows of gpu.py: what takes turns on a card, and what is seen of it."""
 
+import contextlib
 import gc
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from gpu_ways import Loss, Way
 
+from pspnet.errors import InputError
+from pspnet.exhaustion import is_out_of_memory
 from pspnet.flops import peak_flops
 from pspnet.inference import Precision
+
+FAILED = "failed, "
 
 
 @dataclass
 class Row:
-    """One way of a step, or of a prediction, and what was seen of it."""
+    """One way of a step, of a prediction or of a batch's crops, and what was seen of it."""
 
     name: str
     way: Way | None = None
     outcome: str = ""
-    """Why there is nothing to be seen: out of memory, not compiled, no time."""
+    """Why there is nothing to be seen: out of memory, no compiler, no time, failed."""
     loss: Loss | None = None
     """Of the first step."""
     peak_bytes: int = 0
     """Most that its tensors took at the same time, with its weights and its batch."""
     reserved_bytes: int = 0
-    disagreement: float = 0.0
+    disagreement: float | None = None
+    """Share of a prediction's pixels."""
     seconds: list[float] = field(default_factory=list)
     """Of a step or a prediction, in each round."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something went wrong that is no want of memory, time or a compiler."""
+        return self.outcome.startswith(FAILED)
 
     def ratios(self, base: "Row") -> list[float]:
         """How many times as fast as `base`, in every round."""
@@ -88,29 +101,48 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def noted(row: Row) -> Iterator[None]:
+    """Let what goes wrong be the row's outcome, so that the other ways are measured all the same."""
+    try:
+        yield
+    except InputError as error:
+        row.outcome = str(error)
+    except Exception as error:  # a compiler, for one, fails in any way
+        if is_out_of_memory(error):
+            row.outcome = "oom"
+            return
+        row.outcome = f"{FAILED}{type(error).__name__}"
+        say(traceback.format_exc())
+
+
 def take_turns(
     card: Card,
     running: Sequence[tuple[Row, Callable[[int], object]]],
     *,
     num_rounds: int,
     calls_per_turn: int,
+    deadline: float = math.inf,
 ) -> None:
-    """Let every way take its turn in each round, the first call of it not timed; what runs out of memory drops out."""
+    """Let every way take its turn in each round, the first call of it not timed; what goes wrong drops out.
+
+    No round but the first is begun after `deadline`, by time.monotonic().
+    """
     for number in range(num_rounds):
+        if number and time.monotonic() > deadline:
+            return
         say(f"round {number + 1} of {num_rounds}")
         for row, turn in running:
             if row.outcome:
                 continue
             card.free()
-            try:
+            with noted(row):
                 turn(1)
                 card.wait()
                 begun = time.perf_counter()
                 turn(calls_per_turn)
                 card.wait()
                 row.seconds.append((time.perf_counter() - begun) / calls_per_turn)
-            except torch.OutOfMemoryError:
-                row.outcome = "oom"
 
 
 def repeated(call: Callable[[], object]) -> Callable[[int], object]:

@@ -103,7 +103,8 @@ def aim_line(card: Card, case: Case, flops: dict[Network, int]) -> str:
 def prediction_table(predictions: dict[str, list[Row]]) -> str:
     """Return the table of predictions, each size of picture against the reference on the same size."""
     lines = [
-        "| picture | way | ms | times the reference, same precision | other class than its fp32 | peak GiB |",
+        "| picture | way | ms | times the reference, same precision | other class than its fp32 without TF32 "
+        "| peak GiB |",
         "| --- " * 6 + "|",
     ]
     for size, rows in predictions.items():
@@ -115,19 +116,22 @@ def prediction_table(predictions: dict[str, list[Row]]) -> str:
                 continue
             ratios = row.ratios(bases[row.name.rpartition(", ")[2]])
             memory = f"{row.peak_bytes / GIB:.2f}" if row.peak_bytes else "–"
+            disagreement = "–" if row.disagreement is None else f"{row.disagreement:.1e}"
             lines.append(
-                f"| {size} | {name} | {median(row.seconds) * 1e3:.3g} | {_cell(ratios)} | {row.disagreement:.1e} | "
-                f"{memory} |"
+                f"| {size} | {name} | {median(row.seconds) * 1e3:.3g} | {_cell(ratios)} | {disagreement} | {memory} |"
             )
     return "\n".join(lines)
 
 
-def crop_table(crops: dict[str, tuple[int, list[float]]]) -> str:
+def crop_table(crops: Sequence[Row], batch_size: int) -> str:
     """Return the table of crops made of windows on the device."""
     lines = ["| crops made on the device | ms a batch | images/s |", "| --- " * 3 + "|"]
-    for name, (batch_size, seconds) in crops.items():
-        rates = [batch_size / each for each in seconds]
-        lines.append(f"| {name}, batch {batch_size} | {median(seconds) * 1e3:.3g} | {cell(rates)} |")
+    for row in crops:
+        seen = f"{row.outcome} | –"
+        if not row.outcome:
+            rates = [batch_size / each for each in row.seconds]
+            seen = f"{median(row.seconds) * 1e3:.3g} | {cell(rates)}"
+        lines.append(f"| {row.name}, batch {batch_size} | {seen} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,7 @@
 """The ways of taking a training step that benchmarks/gpu.py compares, each with its own copy of the weights."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,12 @@ from pspnet.transforms import Window
 NUM_CLASSES, AUX_LOSS_WEIGHT, TORCHVISION_AUX_LOSS_WEIGHT = 19, 0.4, 0.5
 SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}
 BASE_LR, HEAD_LR_FACTOR = 1e-4, 10.0
+FIRST_SCALE = 2.0**8
+"""Of the loss in fp16, which ends at 65504: a weight's first gradient is up to 59 (two crops of 129, ResNet-50). From
+GradScaler's own 2**16 the first steps are left out, and the momentum with them."""
 
 Network = Literal["reference", "fcn", "pspnet"]
-How = Literal["", "channels_last", "fused SGD", "cuDNN by trial", "recomputed", "compiled"]
+How = Literal["", "channels_last", "fused SGD", "recomputed", "compiled"]
 OURS: Network = "pspnet"
 RECOMPUTED: How = "recomputed"
 Loss = tuple[float, float]
@@ -69,8 +71,9 @@ def all_ways(device: torch.device, *, is_quick: bool, is_compiled: bool) -> list
     ways += [Way(of="reference", precision=it, how="channels_last") for it in precisions]
     if not is_quick:
         ways += [Way(of="fcn", precision=it, how="channels_last") for it in precisions]
-        tried: tuple[How, ...] = ("fused SGD", "cuDNN by trial") if is_cuda else ()
-        ways += [Way(of=OURS, precision="bf16", how=how) for how in (*tried, RECOMPUTED)]
+        # cuDNN's trial of its algorithms (cudnn.benchmark) is not among them: torch keeps what it has once chosen for a
+        # shape, by trial or not, as long as the process lives.
+        ways += [Way(of=OURS, precision="bf16", how=how) for how in ("fused SGD", RECOMPUTED)]
     if is_compiled:
         ways += [Way(of=OURS, precision=it, how="compiled") for it in reversed(precisions)]
     return ways
@@ -98,7 +101,11 @@ class Networks:
 
 
 def begin(way: Way, networks: Networks, images: Tensor, target: Tensor) -> Steps:
-    """Return the way's steps on one batch that is there already; images are contiguous."""
+    """Return the way's steps on one batch that is there already; images are contiguous.
+
+    All that are compared begin before the first step of any: a network that is to be compiled makes torch forget what
+    was compiled before (`parallelise`).
+    """
     if way.of == "pspnet":
         return _our_steps(way, networks.pspnet, images, target)
     return _their_steps(way, getattr(networks, way.of), images, target)
@@ -117,21 +124,24 @@ def _our_steps(way: Way, pspnet: PSPNet, images: Tensor, target: Tensor) -> Step
     images = images.contiguous(memory_format=torch.channels_last)
     windows, names = [Window(0, 0, 0, 0)] * len(images), [str(number) for number in range(len(images))]
     batch = Batch(torch.empty(0, dtype=torch.uint8), windows, [], names)
+    scaler_state = _scaler(way, images.device).state_dict()
 
     def steps(number: int) -> Loss:
-        with _cudnn_tries(way.how == "cuDNN by trial"):
-            stats = train_one_epoch(
-                model,
-                optimizer,
-                [batch] * number,
-                prepare=lambda _: (images, target),
-                epoch=0,
-                start_iteration=0,
-                max_iterations=10**9,
-                power=0.9,
-                aux_loss_weight=AUX_LOSS_WEIGHT,
-                precision=way.precision,
-            )
+        nonlocal scaler_state
+        stats = train_one_epoch(
+            model,
+            optimizer,
+            [batch] * number,
+            prepare=lambda _: (images, target),
+            epoch=0,
+            start_iteration=0,
+            max_iterations=10**9,
+            power=0.9,
+            aux_loss_weight=AUX_LOSS_WEIGHT,
+            precision=way.precision,
+            scaler_state=scaler_state,
+        )
+        scaler_state = stats.scaler
         optimizer.zero_grad(set_to_none=True)
         return stats.main_loss, stats.aux_loss
 
@@ -145,10 +155,9 @@ def _their_steps(way: Way, original: nn.Module, images: Tensor, target: Tensor) 
         network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=BASE_LR, **SGD)
+    scaler = _scaler(way, images.device)
 
     def steps(number: int) -> Loss:
-        # A new scaler for each call, as the engine's without a state.
-        scaler = torch.amp.GradScaler(images.device.type, enabled=way.precision == "fp16")
         for _ in range(number):
             with autocast(images.device, way.precision):
                 main, aux, total = _their_losses(network, images, target)
@@ -172,33 +181,21 @@ def _their_losses(network: nn.Module, images: Tensor, target: Tensor) -> tuple[T
     return main, aux, main + TORCHVISION_AUX_LOSS_WEIGHT * aux
 
 
-@contextlib.contextmanager
-def _cudnn_tries(is_wanted: bool) -> Iterator[None]:
-    """Let cuDNN time its algorithms for each convolution and keep the fastest."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = is_wanted or before
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+def _scaler(way: Way, device: torch.device) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=way.precision == "fp16")
 
 
 def loss_difference(networks: Networks, images: Tensor, target: Tensor) -> float:
-    """Return by how much, relative, our losses differ from the reference's in fp32 on the first images; no TF32."""
-    images, target = images[:2], target[:2]
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.no_grad():
-            network = copy.deepcopy(networks.pspnet).to(images.device).train()
-            valid = int((target != 255).sum())
-            ours = segmentation_loss(
-                network(images, upsample=False), target, num_valid=valid, aux_loss_weight=AUX_LOSS_WEIGHT
-            )
-            reference = copy.deepcopy(networks.reference).to(images.device).train()
-            theirs = training_losses(reference, images, target)
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
+    """Return by how much, relative, our losses differ from the reference's in float64 on the first two images."""
+    images, target = images[:2].double(), target[:2]
+    with torch.no_grad():
+        network = copy.deepcopy(networks.pspnet).to(images).train()
+        valid = int((target != 255).sum())
+        ours = segmentation_loss(
+            network(images, upsample=False), target, num_valid=valid, aux_loss_weight=AUX_LOSS_WEIGHT
+        )
+        reference = copy.deepcopy(networks.reference).to(images).train()
+        theirs = training_losses(reference, images, target)
     return max(abs(a.item() / b.item() - 1) for a, b in zip(ours[1:], theirs, strict=True))
 
 

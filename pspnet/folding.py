@@ -40,10 +40,11 @@ def fold_batch_norm(model: PSPNet) -> PSPNet:
 def for_prediction(model: PSPNet, device: torch.device | str) -> PSPNet:
     """Return the network as it predicts fastest on `device`: itself on a GPU, a rewritten copy on CPUs.
 
-    The copy has no BatchNorm and keeps the channels of a pixel together; see also `use_fast_kernels`.
+    Both keep the channels of a pixel together (channels_last): the weights of the network itself are put in that
+    order where they lie, their values stay. The copy has no BatchNorm; see also `use_fast_kernels`.
     """
     if torch.device(device).type != "cpu":
-        return model
+        return model.to(memory_format=torch.channels_last)
     folded = fold_batch_norm(model).to(memory_format=torch.channels_last)
     use_fast_kernels(folded, folded.backbone)
     return folded

@@ -82,6 +82,19 @@ def test_predictions_of_the_rewritten_network_are_the_plain_ones() -> None:
     assert (predict(for_prediction(model, "cpu"), image, **how) != plain).mean() <= 1e-4
 
 
+def test_for_a_gpu_the_network_itself_is_put_in_channels_last() -> None:
+    model = trained("resnet18")
+    before = copy.deepcopy(model.state_dict())
+    kernels = next(weight for weight in model.parameters() if weight.dim() == 4 and weight.shape[2] > 1)
+    assert for_prediction(model, "cuda") is model
+    assert kernels.is_contiguous(memory_format=torch.channels_last)
+    assert not kernels.is_contiguous()
+    place = kernels.data_ptr()
+    assert for_prediction(model, "cuda") is model
+    assert kernels.data_ptr() == place, "the second time nothing is copied"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_batch_norm_whose_convolution_is_used_twice_stays() -> None:
     model = trained("resnet18")
     block = model.backbone.layer1[0]

@@ -126,6 +126,10 @@ def test_arithmetic_is_counted_as_in_a_real_pass_and_without_changing_the_random
     ("name", "precision", "is_tf32", "tflops"),
     [
         ("NVIDIA H200", "bf16", True, 989.4),
+        ("NVIDIA H200 NVL", "bf16", True, 835.5),
+        ("NVIDIA GH200 480GB", "bf16", True, 989.4),
+        ("NVIDIA A10G", "bf16", True, 70.0),
+        ("NVIDIA A10", "bf16", True, 125.0),
         ("NVIDIA H100 PCIe", "bf16", True, 756.0),
         ("NVIDIA A100-SXM4-80GB", "fp32", True, 156.0),
         ("NVIDIA A100-SXM4-80GB", "fp32", False, 19.5),
