@@ -188,6 +188,11 @@ class Training:
             self.cross_entropy = new_cross_entropy(config, self.store, place.device)
             seed_everything(config.schedule.seed)
             self.model = new_model(config, self.store.class_table.num_classes)
+            if config.model.freeze_stages and not (config.model.backbone_weights or config.model.weights):
+                log.say(
+                    f"warning: model.freeze_stages {config.model.freeze_stages} keeps random weights, since neither "
+                    "model.backbone_weights nor model.weights is given"
+                )
             self.model.to(place.device)
             if config.workers.recompute:
                 recompute_blocks(self.model)

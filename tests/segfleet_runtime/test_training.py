@@ -202,6 +202,15 @@ def test_a_limit_on_memory_is_as_many_accumulation_steps_as_it_asks_for(
     assert re.search(r"memory: [\d.]+ GiB predicted of .*, 2 images at a time in 3 accumulation steps", said)
 
 
+def test_stages_that_are_frozen_with_random_weights_are_warned_of(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    trained(override(config, {"model.freeze_stages": 2, "schedule.num_epochs": 1}), tmp_path / "a")
+    assert (
+        "warning: model.freeze_stages 2 keeps random weights" in (tmp_path / "a" / "progress.log").read_text()
+    )
+
+
 def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_path: Path) -> None:
     config = override(config, {"data.crop_size": "33x41"})
     for number, report in enumerate(trained(config, tmp_path / "a"), start=1):
