@@ -9,7 +9,7 @@ import torch
 from pspnet.memory import GIB, measure_fit
 from pspnet.store import Store
 from segfleet.cli import parse_training, run_job
-from segfleet.memory import fitted, memory_table, network_of
+from segfleet.memory import fit_note, fitted, memory_table, network_of
 from segfleet.override import override
 from segfleet.presets import training_preset
 
@@ -27,6 +27,8 @@ def main() -> None:
         )
         config = override(config, {"workers.memory_fit": (fit.factor, fit.constant / GIB)})
         print(f"measured here: --workers.memory-fit {fit.factor:.3f} {fit.constant / GIB:.3f}")
+    if note := fit_note(config):
+        print(note)
     print(
         f"{config.model.backbone}, crop {config.data.crop_size}, {config.workers.precision}, "
         f"{config.schedule.global_batch_size} images on {config.workers.num_workers} workers"

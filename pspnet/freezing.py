@@ -35,9 +35,14 @@ def freeze(model: PSPNet, *, num_stages: int = 0, batch_norm: Frozen = "none") -
                 child.requires_grad_(False)
     if batch_norm != "none":
         part = model if batch_norm == "all" else model.backbone
-        for module in part.modules():
-            if isinstance(module, _BatchNorm):
-                module.requires_grad_(False)
+        norms = [module for module in part.modules() if isinstance(module, _BatchNorm)]
+        if not norms:
+            raise InputError(
+                f"model.freeze_batch_norm {batch_norm} needs BatchNorm there, but {model.architecture['backbone']} has "
+                "none. Leave it out, or take another backbone."
+            )
+        for norm in norms:
+            norm.requires_grad_(False)
 
 
 def train_mode(model: nn.Module) -> None:

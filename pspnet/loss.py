@@ -6,7 +6,7 @@ Axes: n images, c classes, h w pixels, fh fw cells of logits that are not upsamp
 """
 
 # ruff: noqa: F722
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ def segmentation_loss(
     num_valid: Tensor | int,
     aux_loss_weight: float,
     kind: CrossEntropy = PLAIN,
+    choose: Callable[..., Tensor] = hard_pixels,
 ) -> SegmentationLoss:
     """Return this worker's share: shares sum over workers to the one-process loss.
 
@@ -64,7 +65,7 @@ def segmentation_loss(
     the number of workers. Without a valid pixel all is 0, and so are the gradients.
 
     Of hard pixels it is still all valid ones that the loss is divided by, as mmsegmentation does with avg_non_ignore;
-    the auxiliary loss takes all pixels.
+    the auxiliary loss takes all pixels. `choose` picks them.
     """
     denominator = torch.as_tensor(num_valid, device=target.device)
     denominator = denominator.where(denominator > 0, 1)
@@ -73,7 +74,7 @@ def segmentation_loss(
     hard = target
     if kind.ohem_threshold > 0:
         probabilities = target_probabilities(output.logits, target, output.output_stride)
-        hard = hard_pixels(target, probabilities, threshold=kind.ohem_threshold, min_kept=kind.ohem_min_kept)
+        hard = choose(target, probabilities, threshold=kind.ohem_threshold, min_kept=kind.ohem_min_kept)
     main = summed_cross_entropy(output.logits, hard, output.output_stride, kind) / denominator
     if output.aux_logits is None:
         return SegmentationLoss(main, main, torch.zeros_like(main))

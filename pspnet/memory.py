@@ -6,7 +6,7 @@ up. Workspaces of kernels and the gaps between tensors are the device's: a line 
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from pspnet.distributed import parallelise
 from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast
 from pspnet.initialisation import WithoutDraws
-from pspnet.loss import segmentation_loss
+from pspnet.labels import IGNORE_INDEX
+from pspnet.loss import PLAIN, CrossEntropy, segmentation_loss
 from pspnet.model import PSPNet
 from pspnet.sizes import Size, sides
 
@@ -29,14 +30,14 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes of tensors of one worker in a step."""
+    """Bytes of tensors of one worker in an optimizer step."""
 
     weights: int
     """Parameters and buffers."""
     gradients: int
     """Of all parameters that are trained; the optimizer's momentum has as many."""
     activations: int
-    """What lives at the end of the forward pass and the loss, beside the weights: kept for the backward pass."""
+    """What lives at the end of the first forward pass and the loss, beside the weights: kept for the backward pass."""
     peak: int
     """Most that live at the same time, momentum counted in."""
 
@@ -54,37 +55,74 @@ class Fit:
 
 
 def step_memory(
-    build: Callable[[], PSPNet], crop_size: Size, num_images: int, *, precision: Precision = "fp32"
+    build: Callable[[], PSPNet],
+    crop_size: Size,
+    num_images: int,
+    *,
+    precision: Precision = "fp32",
+    accumulation_steps: int = 1,
+    cross_entropy: CrossEntropy = PLAIN,
 ) -> StepMemory:
-    """Return the memory of a step of `num_images` on the network that `build` makes; nothing is computed."""
+    """Return the memory of a step on the network that `build` makes, as `count_step`; nothing is computed."""
     random_state = torch.get_rng_state()
     try:
-        with FakeTensorMode(), WithoutDraws():
-            return count_step(build(), crop_size, num_images, precision=precision)
+        with FakeTensorMode() as fakes, WithoutDraws():
+            if cross_entropy.class_weights is not None:
+                weights = fakes.from_tensor(cross_entropy.class_weights)
+                cross_entropy = replace(cross_entropy, class_weights=weights)
+            return count_step(
+                build(),
+                crop_size,
+                num_images,
+                precision=precision,
+                accumulation_steps=accumulation_steps,
+                cross_entropy=cross_entropy,
+            )
     finally:
         torch.set_rng_state(random_state)
 
 
 def count_step(
-    model: PSPNet, crop_size: Size, num_images: int, *, precision: Precision = "fp32"
+    model: PSPNet,
+    crop_size: Size,
+    num_images: int,
+    *,
+    precision: Precision = "fp32",
+    accumulation_steps: int = 1,
+    cross_entropy: CrossEntropy = PLAIN,
 ) -> StepMemory:
-    """Take forward and backward pass of noise through `model` on its own device, and count what lives meanwhile."""
+    """Take noise through `model`, `num_images` at a time, on its own device, and count what lives meanwhile.
+
+    Of several accumulation steps two are taken, as `engine.train_one_epoch` takes them: the second, beside the
+    gradients of the first and the images of all, is like those after it.
+    """
     model.zero_grad(set_to_none=True)
     train_mode(model)
     device = next(model.parameters()).device
     weights = _num_bytes([*model.parameters(), *model.buffers()])
     gradients = _num_bytes([weight for weight in model.parameters() if weight.requires_grad])
     height, width = sides(crop_size)
-    live = _LiveBytes([*model.parameters(), *model.buffers()])
+    live = LiveBytes([*model.parameters(), *model.buffers()])
     with live:
-        images = torch.randn(num_images, 3, height, width, device=device)
+        share = num_images * accumulation_steps
+        images = torch.randn(share, 3, height, width, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-        target = torch.zeros(num_images, height, width, dtype=torch.int64, device=device)
-        with autocast(device, precision):
-            output = model(images, upsample=False)
-        loss = segmentation_loss(output, target, num_valid=target.numel(), aux_loss_weight=0.4).total
-        activations = live.now
-        loss.backward()
+        target = torch.zeros(share, height, width, dtype=torch.int64, device=device)
+        parts = list(zip(images.split(num_images), target.split(num_images), strict=True))
+        activations = 0
+        for part, part_target in parts[:2]:
+            with autocast(device, precision):
+                output = model(part, upsample=False)
+            loss = segmentation_loss(
+                output,
+                part_target,
+                num_valid=target.numel(),
+                aux_loss_weight=0.4,
+                kind=cross_entropy,
+                choose=_all_pixels,
+            ).total
+            activations = activations or live.now
+            loss.backward()
     return StepMemory(
         weights=weights, gradients=gradients, activations=activations, peak=weights + gradients + live.peak
     )
@@ -125,7 +163,7 @@ def fit_line(counted: Sequence[int], taken: Sequence[int]) -> Fit:
     return Fit(factor, constant + max(0.0, above))
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Adds up the storages that operations make, for as long as anything refers to them."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
@@ -156,6 +194,11 @@ class _LiveBytes(TorchDispatchMode):
     def _remove(self, key: int, num_bytes: int) -> None:
         self._seen.discard(key)
         self.now -= num_bytes
+
+
+def _all_pixels(target: Tensor, probabilities: Tensor, *, threshold: float, min_kept: int) -> Tensor:
+    """Stand in for `ohem.hard_pixels`, which asks for values; what it takes beside this is gone before the peak."""
+    return target.masked_fill(probabilities > 1, IGNORE_INDEX)
 
 
 def _num_bytes(tensors: Sequence[Tensor]) -> int:

@@ -313,9 +313,9 @@ def refuse_single_values(model: nn.Module, num_images: int) -> None:
             if any(type(it) is nn.BatchNorm2d and it.weight.requires_grad for it in branch.modules()):
                 raise InputError(
                     "A worker without SyncBatchNorm must train on at least 2 images at a time, because the "
-                    "1x1 bin has one value per image and channel, but the per-worker batch size is 1. "
-                    "Double schedule.global_batch_size, halve workers.num_workers or "
-                    "schedule.accumulation_steps, or leave 1 out of model.bin_sizes."
+                    "1x1 bin has one value per image and channel, but it has 1: schedule.global_batch_size / "
+                    "workers.num_workers / schedule.accumulation_steps. Double the first, halve one of the others, "
+                    "set model.norm group or model.freeze_batch_norm all, or leave 1 out of model.bin_sizes."
                 )
 
 

@@ -100,7 +100,7 @@ def read_published(
     if corners is None and align_corners is None:
         raise InputError(
             f"{field} must be given with align_corners, because {path} does not say how mmsegmentation trained it: "
-            "its recipes have True for crops of 769 and False for all others."
+            "its recipes have True for crops of 769 and False for all others. Give --align-corners yes or no."
         )
     architecture = _architecture(weights, origin, path, field) | {
         "bin_sizes": list(bin_sizes) if _num_branches(weights) else [],

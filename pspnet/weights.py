@@ -90,11 +90,19 @@ def read_file(path: Path, field: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         reason = shown(error)
+        remedy = _OF_MMENGINE if "mmengine" in str(error) else ""
         raise InputError(
             f"{field} must be a safetensors file or a state dict of tensors, but "
             f"{path} cannot be read ({type(error).__name__}: {reason}). "
-            "Save it again with safetensors.torch.save_file."
+            f"Save it again with safetensors.torch.save_file.{remedy}"
         ) from error
+
+
+_OF_MMENGINE = (
+    " mmengine wrote it while it trained, objects of its own beside the tensors: save its state_dict, where you trust "
+    "it and have mmengine. That does not say how it was trained, so that jobs/import_checkpoint.py needs "
+    "--align-corners yes or no, and --crop-size."
+)
 
 
 def _check_not_compressed(path: Path) -> None:

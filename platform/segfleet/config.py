@@ -30,13 +30,13 @@ def nearest_crop_sizes(size: int) -> tuple[int, int]:
     return below, below + 8
 
 
-def _require_sides(crop_size: int | str, remainders: tuple[int, ...]) -> None:
+def _require_sides(crop_size: int | str, remainders: tuple[int, ...], rule: str, remedy: str) -> None:
     for side in sides(crop_size):
         below, above = nearest_crop_sizes(side)
         require(
             side % 8 in remainders and side >= 33,
-            f"data.crop_size must be 8k + 1 and at least 33 (output stride 8), but got {crop_size}. "
-            f"The nearest{f' to {side}' if crop_size != side else ''} are {below} and {above}.",
+            f"data.crop_size must be {rule}, but got {crop_size}. The nearest"
+            f"{f' to {side}' if crop_size != side else ''} are {below} and {above}{remedy}.",
         )
 
 
@@ -55,7 +55,7 @@ class DataConfig:
 
     crop_size: int | str = 713
     """Side of the square training crop in pixels, or HEIGHTxWIDTH: each 8k + 1, so that align_corners maps exactly;
-    without model.align_corners 8k does, too."""
+    without model.align_corners 8k does, too. At model.output_stride 16 take 16k + 1: others are padded up to it."""
 
     min_scale: float = 0.5
     """Smallest random scale of the image before the crop is taken."""
@@ -93,7 +93,9 @@ class DataConfig:
             f"data.store must be without a password, because it is recorded, but got {masked(self.store)}. Give the "
             "credentials as the cloud's own tools take them: in the environment or in a file.",
         )
-        _require_sides(self.crop_size, (0, 1))
+        _require_sides(
+            self.crop_size, (0, 1), "8k + 1, or 8k without model.align_corners, and at least 33", ""
+        )
         require(
             0 < self.min_scale <= self.max_scale <= 10,
             f"data.min_scale and data.max_scale must satisfy 0 < min <= max <= 10, but got {self.min_scale} and "
@@ -180,6 +182,11 @@ class ModelConfig:
         require(
             self.backbone.startswith("resnet") or not (self.deep_stem or self.contract_dilation),
             f"model.deep_stem and model.contract_dilation are of ResNets, but got {self.backbone}. Leave them out.",
+        )
+        require(
+            self.deep_stem or self.deep_stem_channels == 128,
+            f"model.deep_stem_channels are of the deep stem, but got {self.deep_stem_channels} for model.deep_stem "
+            "False. Leave them out, or set it to True.",
         )
         require(
             not (self.weights and self.backbone_weights),
@@ -395,7 +402,8 @@ class WorkersConfig:
 
     memory_gib: float = 0.0
     """Memory that a worker may take, in GiB: schedule.accumulation_steps rises until a step is predicted to fit, so
-    that the global batch stays, and what cannot fit is refused before it begins; 0 predicts nothing."""
+    that the global batch stays, and what cannot fit is refused before it begins; 0 predicts nothing. Training steps
+    alone are predicted: not evaluation, which takes whole images."""
 
     memory_fit: tuple[float, ...] = (1.0, 0.0)
     """A step takes the first times the counted bytes of its tensors and the second in GiB, as jobs/predict_memory.py
@@ -470,7 +478,13 @@ class TrainingConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require_sides(self.data.crop_size, (1,) if self.model.align_corners else (0, 1))
+        if self.model.align_corners:
+            _require_sides(
+                self.data.crop_size,
+                (1,),
+                "8k + 1 with model.align_corners",
+                "; or set model.align_corners False, for which 8k does, too",
+            )
         batch, num_workers = self.schedule.global_batch_size, self.workers.num_workers
         lower = max(1, batch // num_workers) * num_workers
         require(

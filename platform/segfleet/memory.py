@@ -3,15 +3,17 @@
 import functools
 from dataclasses import replace
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pspnet.errors import InputError
 from pspnet.freezing import freeze
 from pspnet.initialisation import WithoutDraws
+from pspnet.loss import CrossEntropy
 from pspnet.memory import GIB, Fit, StepMemory, step_memory
 from pspnet.model import PSPNet, refuse_single_values
 from pspnet.recomputation import recompute_blocks
-from segfleet.config import ModelConfig, Precision, TrainingConfig
+from segfleet.config import LossConfig, ModelConfig, Precision, TrainingConfig, WorkersConfig
 from segfleet.override import override
 
 
@@ -59,14 +61,20 @@ def fitted(config: TrainingConfig, num_classes: int) -> TrainingConfig:
 
 
 def predicted(config: TrainingConfig, num_classes: int, num_images: int | None = None) -> StepMemory:
-    """Return what a worker's tensors take in a step of `num_images` at a time; by default the configuration's."""
+    """Return what a worker's tensors take where it takes its share of a batch `num_images` at a time.
+
+    By default they are the configuration's.
+    """
+    num_images = num_images or config.micro_batch_size
     return _predicted(
         config.model,
+        config.loss,
         config.data.crop_size,
         config.workers.precision,
         config.workers.recompute,
         num_classes,
-        num_images or config.micro_batch_size,
+        num_images,
+        config.per_worker_batch_size // num_images,
     )
 
 
@@ -76,6 +84,16 @@ def peak_bytes(config: TrainingConfig, memory: StepMemory) -> int:
     beside += memory.weights if config.optim.ema_decay else 0
     factor, constant_gib = config.workers.memory_fit
     return Fit(factor, constant_gib * GIB).peak_bytes(memory) + round(factor * beside)
+
+
+def fit_note(config: TrainingConfig) -> str:
+    """Return what a prediction for GPUs lacks that was not fitted to one; "" for any other."""
+    if not config.workers.use_gpu or config.workers.memory_fit != WorkersConfig().memory_fit:
+        return ""
+    return (
+        "tensors only, not fitted to this device (CUDA's context, workspaces, NCCL, gaps): run jobs/predict_memory.py "
+        "there and give the --workers.memory-fit that it prints"
+    )
 
 
 def memory_table(config: TrainingConfig, num_classes: int) -> str:
@@ -94,34 +112,55 @@ def memory_table(config: TrainingConfig, num_classes: int) -> str:
 @functools.lru_cache(maxsize=256)
 def _predicted(
     config: ModelConfig,
+    loss: LossConfig,
     crop_size: int | str,
     precision: Precision,
     is_recomputed: bool,
     num_classes: int,
     num_images: int,
+    accumulation_steps: int,
 ) -> StepMemory:
     def build() -> PSPNet:
-        model = network_of(config, num_classes)
-        freeze(model, num_stages=config.freeze_stages, batch_norm=config.freeze_batch_norm)
+        model = _frozen_network(config, num_classes)
         if is_recomputed:
             recompute_blocks(model)
         return model
 
-    if num_images > 1 or config.norm == "group":
-        return step_memory(build, crop_size, num_images, precision=precision)
-    # Only SyncBatchNorm takes a single image, and only GPUs have it: what two images take less than three is left out.
-    two, three = (step_memory(build, crop_size, number, precision=precision) for number in (2, 3))
+    has_weights = bool(loss.class_weights) or loss.class_balance != "none"
+    step = functools.partial(
+        step_memory,
+        build,
+        crop_size,
+        precision=precision,
+        accumulation_steps=accumulation_steps,
+        cross_entropy=CrossEntropy(
+            label_smoothing=loss.label_smoothing,
+            class_weights=torch.ones(num_classes) if has_weights else None,
+            ohem_threshold=loss.ohem_threshold,
+        ),
+    )
+    if num_images > 1 or config.norm == "group" or config.freeze_batch_norm == "all":
+        return step(num_images=num_images)
+    # BatchNorm that is trained takes a single image only as SyncBatchNorm, which only GPUs have, or without the 1x1
+    # bin: what three images take more than two is taken off two.
+    two, three = step(num_images=2), step(num_images=3)
     return replace(two, activations=2 * two.activations - three.activations, peak=2 * two.peak - three.peak)
 
 
+def _frozen_network(config: ModelConfig, num_classes: int) -> PSPNet:
+    model = network_of(config, num_classes)
+    freeze(model, num_stages=config.freeze_stages, batch_norm=config.freeze_batch_norm)
+    return model
+
+
 def _can_train_on(config: TrainingConfig, num_classes: int, num_images: int) -> bool:
-    """Whether BatchNorm has more than one value where a worker takes so many images at a time."""
+    """Whether BatchNorm that is trained has more than one value where a worker takes so many images at a time."""
     workers = config.workers
     if workers.use_gpu and workers.num_workers > 1 and config.model.norm != "batch":
         return True
     with FakeTensorMode(), WithoutDraws():
         try:
-            refuse_single_values(network_of(config.model, num_classes), num_images)
+            refuse_single_values(_frozen_network(config.model, num_classes), num_images)
         except InputError:
             return False
     return True

@@ -237,11 +237,12 @@ def training_preset(name: str) -> TrainingConfig:
 def search_preset(name: str) -> SearchConfig:
     """Return the search around the training preset of that name."""
     training = training_preset(name)
-    crop_size = training.data.crop_size
+    crop_size, stride = training.data.crop_size, training.model.output_stride
     smaller, middle = (
         notation((height, width))
         for height, width in (
-            [side * share // 6 // 8 * 8 + side % 8 for side in sides(crop_size)] for share in (4, 5)
+            [side * share // 6 // stride * stride + side % stride for side in sides(crop_size)]
+            for share in (4, 5)
         )
     )
     space = SpaceConfig(

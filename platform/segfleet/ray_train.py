@@ -20,6 +20,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
 from ray.train.v2._internal.util import time_monotonic
@@ -56,6 +57,7 @@ class GroupTrainer(TorchTrainer):
             if ray.get_runtime_context().get_actor_id() is None:
                 # A driver ends when its run's controller died, and Ray takes what both held. An actor lives on.
                 needless += (PlacementGroupCleanerCallback,)
+        settings["failure_policy"] = OneTryPolicy(self.run_config.failure_config)
         settings["callbacks"] = [each for each in settings["callbacks"] if not isinstance(each, needless)]
         controller = (
             _remote_controller()
@@ -79,6 +81,22 @@ class GroupTrainer(TorchTrainer):
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(controller.abort.remote(), timeout=ABORT_S)
             raise
+
+
+class OneTryPolicy(DefaultFailurePolicy):
+    """Tries again as Ray does, but not what Ray's memory monitor killed: an OOM is a result."""
+
+    def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
+        """Return whether the workers are started again."""
+        if is_killed_for_memory(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def is_killed_for_memory(error: Exception | None) -> bool:
+    """Whether Ray's memory monitor killed a worker, whose message is all that tells."""
+    causes = [error, *getattr(error, "worker_failures", {}).values()]
+    return any("running low on memory" in str(cause) for cause in causes)
 
 
 class GroupController(TrainController):

@@ -35,7 +35,9 @@ def run_search(config: SearchConfig) -> SearchResult:
     """
     config = replace(config, training=trainer.resolve(config.training))
     asked, val_split = config, config.training.data.val_split
-    dimensions(narrowed(config.space, config.training, config.narrow), config.training)
+    varied = dimensions(narrowed(config.space, config.training, config.narrow), config.training)
+    if "optim.aux_loss_weight" not in [dimension.path for dimension in varied]:
+        print("optim.aux_loss_weight is not searched: model.has_aux_head is False", flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.joined(config.training))
         trainer.check_data(config.training)

@@ -55,7 +55,10 @@ class Dimension:
 
 
 def dimensions(space: SpaceConfig, base: TrainingConfig) -> list[Dimension]:
-    """Return what varies; InputError where a value of it cannot be put into `base`."""
+    """Return what varies; InputError where a value of it cannot be put into `base`.
+
+    The weight of the auxiliary loss does not where no network that is searched has an auxiliary head.
+    """
     own = [
         Dimension(path=_OWN[0], name="base_lr", kind="log", low=space.min_base_lr, high=space.max_base_lr),
         Dimension(
@@ -69,6 +72,8 @@ def dimensions(space: SpaceConfig, base: TrainingConfig) -> list[Dimension]:
     ]
     more = [_parsed(text, flat(base)) for text in space.also]
     paths = [dimension.path for dimension in more]
+    if not base.model.has_aux_head and "model.has_aux_head" not in paths:
+        del own[1]
     for path in paths:
         if paths.count(path) > 1:
             raise InputError(

@@ -40,7 +40,7 @@ from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_o
 from segfleet.override import flat, override
 from segfleet.package import package_model
 from segfleet.protocol import protocol_tags, training_protocol
-from segfleet.ray_train import GroupTrainer
+from segfleet.ray_train import GroupTrainer, is_killed_for_memory
 from segfleet.run_pictures import PANEL_FILE, TABLE_TAG, track
 from segfleet.run_writer import RunWriter, end_run, killed_when_interrupted
 from segfleet.secret import masked, secrets_of
@@ -448,7 +448,7 @@ def outcome_of(error: Exception | None, task: Task) -> Outcome:
         causes = [error]
     if not causes or any(isinstance(cause, _DEATHS) for cause in causes):
         reason = "lost"
-    if any("running low on memory" in str(cause) for cause in causes):  # Ray's monitor killed a worker
+    if is_killed_for_memory(error):
         reason = "oom"
     return Outcome(
         attempt=task.attempt,

@@ -55,7 +55,7 @@ from segfleet.config import TrainingConfig
 from segfleet.config_json import from_json, to_json
 from segfleet.continuation import check_same_training
 from segfleet.faults import fault
-from segfleet.memory import fitted, peak_bytes, predicted
+from segfleet.memory import fit_note, fitted, peak_bytes, predicted
 from segfleet.notice import Notice, epoch_part
 from segfleet.outcome import (
     AgreedError,
@@ -188,6 +188,11 @@ class Training:
             self.cross_entropy = new_cross_entropy(config, self.store, place.device)
             seed_everything(config.schedule.seed)
             self.model = new_model(config, self.store.class_table.num_classes)
+            if config.model.freeze_stages and not (config.model.backbone_weights or config.model.weights):
+                log.say(
+                    f"warning: model.freeze_stages {config.model.freeze_stages} keeps random weights, since neither "
+                    "model.backbone_weights nor model.weights is given"
+                )
             self.model.to(place.device)
             if config.workers.recompute:
                 recompute_blocks(self.model)
@@ -297,9 +302,10 @@ class Training:
         num_classes = self.store.class_table.num_classes
         chosen = fitted(config, num_classes)
         peak = peak_bytes(chosen, predicted(chosen, num_classes)) / GIB
+        note = fit_note(chosen)
         self.log.say(
             f"memory: {peak:.2f} GiB predicted of {config.workers.memory_gib:g}, {chosen.micro_batch_size} images at a "
-            f"time in {chosen.schedule.accumulation_steps} accumulation steps"
+            f"time in {chosen.schedule.accumulation_steps} accumulation steps{note and f'; {note}'}"
         )
         return chosen
 

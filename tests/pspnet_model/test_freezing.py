@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from pspnet.errors import InputError
 from pspnet.freezing import Frozen, freeze, train_mode
 from pspnet.model import PSPNet
 from tests.pspnet_model import engine_workers
@@ -67,3 +68,13 @@ def test_training_mode_after_an_evaluation_leaves_frozen_statistics_alone() -> N
 def test_with_frozen_batch_norm_one_image_at_a_time_will_do() -> None:
     _, names = changed(engine_workers.batches(0, engine_workers.GLOBAL_BATCH_SIZE), batch_norm="all")
     assert names
+
+
+def test_batch_norm_that_is_not_there_cannot_be_frozen() -> None:
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    model.backbone = PSPNet(3, backbone="resnet18", head_channels=8, norm="group").backbone
+    with pytest.raises(
+        InputError, match=r"freeze_batch_norm backbone needs .*but resnet18 has none\. Leave it out"
+    ):
+        freeze(model, batch_norm="backbone")
+    freeze(model, batch_norm="all")  # the heads have it

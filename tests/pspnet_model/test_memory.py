@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from pspnet.data import Batch
 from pspnet.inference import Precision, autocast
-from pspnet.memory import Fit, count_step, fit_line, measure_fit, step_memory
+from pspnet.loss import PLAIN, CrossEntropy
+from pspnet.memory import Fit, LiveBytes, count_step, fit_line, measure_fit, step_memory
 from pspnet.model import PSPNet
 from pspnet.recomputation import recompute_blocks
 from pspnet.sizes import Size, sides
+from pspnet.transforms import Window
+from tests.pspnet_model import engine_workers
 
 CASES: list[tuple[str, Size, int, Precision]] = [
     ("resnet18", 65, 2, "fp32"),
@@ -63,6 +67,65 @@ def test_a_step_on_sizes_alone_is_a_real_step(
     assert (predicted.weights, predicted.gradients) == (real.weights, real.gradients)
     assert predicted.activations == pytest.approx(real.activations, rel=0.002)
     assert predicted.peak == pytest.approx(real.peak, rel=0.002)
+
+
+def engines_peak(
+    model: PSPNet, side: int, num_images: int, accumulation_steps: int, cross_entropy: CrossEntropy
+) -> int:
+    """Return the most bytes that live in the second iteration of a real training on so many images at a time."""
+    share = num_images * accumulation_steps
+    optimizer = engine_workers.new_optimizer(model)
+    batch = Batch(
+        torch.zeros(4 * share, dtype=torch.uint8), [Window(0, 0, 1, 1)] * share, [], ["image"] * share
+    )
+
+    def prepare(batch: Batch) -> tuple[Tensor, Tensor]:
+        images = torch.randn(share, 3, side, side).contiguous(memory_format=torch.channels_last)
+        return images, torch.zeros(share, side, side, dtype=torch.int64)
+
+    def iterate() -> None:
+        engine_workers.train(
+            model,
+            [batch],
+            optimizer=optimizer,
+            prepare=prepare,
+            accumulation_steps=accumulation_steps,
+            cross_entropy=cross_entropy,
+        )
+
+    iterate()
+    model.zero_grad()
+    momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
+    known = [*model.parameters(), *model.buffers(), *momentum]
+    live = LiveBytes(known)
+    with live:
+        iterate()
+    return live.peak + sum(tensor.nbytes for tensor in known)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+@pytest.mark.parametrize(
+    "cross_entropy",
+    [
+        PLAIN,
+        # no pixel is hard, so that all are sorted
+        CrossEntropy(ohem_threshold=1e-9, ohem_min_kept=10**6),
+        CrossEntropy(label_smoothing=0.1, class_weights=torch.rand(19)),
+    ],
+    ids=["plain", "hard pixels", "weighted"],
+)
+def test_a_step_is_predicted_as_the_engine_takes_it(
+    cross_entropy: CrossEntropy, accumulation_steps: int, align_corners: bool
+) -> None:
+    """In several parts the gradients of the first live beside the second, and the images of all."""
+
+    def build() -> PSPNet:
+        return PSPNet(19, backbone="resnet18", head_channels=64, align_corners=align_corners)
+
+    predicted = step_memory(build, 161, 2, accumulation_steps=accumulation_steps, cross_entropy=cross_entropy)
+    taken = engines_peak(build(), 161, 2, accumulation_steps, cross_entropy)
+    assert predicted.peak == pytest.approx(taken, rel=0.002)
 
 
 def test_activations_grow_with_the_images_and_shrink_when_they_are_computed_again() -> None:

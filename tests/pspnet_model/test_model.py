@@ -190,7 +190,7 @@ def test_one_image_per_worker_is_refused_before_batchnorm_refuses_it() -> None:
     model = small().train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         model(torch.zeros(1, 3, 33, 33))
-    with pytest.raises(InputError, match="per-worker batch size is 1"):
+    with pytest.raises(InputError, match=r"at least 2 images at a time.*but it has 1: .*model\.norm group"):
         refuse_single_values(model, 1)
     refuse_single_values(model, 2)
     refuse_single_values(nn.SyncBatchNorm.convert_sync_batchnorm(small()), 1)

@@ -7,6 +7,7 @@ mmengine and mmcv-lite can be imported; without them these laws are skipped.
 import importlib
 import os
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -295,3 +296,17 @@ def test_a_training_begins_with_the_weights_of_a_whole_network(tmp_path: Path) -
         load_network_weights(
             PSPNet.from_architecture(source.architecture | {"num_classes": 7}), str(tmp_path / "ours.pth")
         )
+
+
+def test_what_mmengine_wrote_while_it_trained_is_refused_with_what_is_then_to_be_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = types.ModuleType("mmengine")
+    history = type("HistoryBuffer", (), {"__module__": "mmengine"})
+    theirs.HistoryBuffer = history  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mmengine", theirs)
+    torch.save({"state_dict": {}, "message_hub": history()}, tmp_path / "iter_80000.pth")
+    with pytest.raises(
+        InputError, match=r"mmengine wrote it.*needs --align-corners yes or no, and --crop-size"
+    ):
+        read_published(tmp_path / "iter_80000.pth")

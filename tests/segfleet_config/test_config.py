@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pspnet import backbones
 from pspnet.errors import InputError
+from pspnet.sizes import sides
 from segfleet import config
 from segfleet.cli import parse_search, parse_training
 from segfleet.config import DataConfig, ModelConfig, OptimConfig, TrainingConfig
@@ -57,6 +58,14 @@ def test_a_crop_is_a_side_or_height_and_width_and_a_square_is_stored_as_its_side
         "424x848",
         "512x1024",
     )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_crop_of_a_search_fits_the_output_stride_of_its_preset(name: str) -> None:
+    search = search_preset(name)
+    stride, is_even = search.training.model.output_stride, not search.training.model.align_corners
+    for crop_size in search.space.crop_sizes:
+        assert all((side - 1) % stride == 0 or (is_even and side % stride == 0) for side in sides(crop_size))
 
 
 def test_the_backbones_of_the_configuration_are_those_of_the_model() -> None:
@@ -118,11 +127,14 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
     [
         (
             {"data.crop_size": 700},
-            r"data\.crop_size must be 8k \+ 1.*but got 700\. The nearest are 697 and 705\.",
+            r"data\.crop_size must be 8k \+ 1, or 8k .*but got 700\. The nearest are 697 and 705\.",
         ),
         ({"data.crop_size": 25}, r"at least 33.*but got 25"),
         ({"data.crop_size": "129x250"}, r"but got 129x250\. The nearest to 250 are 249 and 257"),
-        ({"data.crop_size": "512x1024"}, r"8k \+ 1.*but got 512x1024"),
+        (
+            {"data.crop_size": "512x1024"},
+            r"8k \+ 1 with .*but got 512x1024\. The nearest to 512 are 505 and 513; .*align_corners False",
+        ),
         ({"data.crop_size": "wide"}, r"HEIGHTxWIDTH.*but got 'wide'"),
         ({"data.crop_size": 1.5}, r"data\.crop_size must be of type int or str, but got 1\.5"),
         ({"optim.base_lrr": 1.0}, r"no setting optim\.base_lrr\. Did you mean optim\.base_lr\?"),
@@ -148,6 +160,10 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
             r"got model\.backbone_weights b\.pth beside a\.pth",
         ),
         ({"model.backbone": "mobilenet_v2", "model.deep_stem": True}, r"of ResNets, but got mobilenet_v2"),
+        (
+            {"model.deep_stem_channels": 64},
+            r"are of the deep stem, but got 64 for model\.deep_stem False\. Leave them out",
+        ),
         ({"model.has_aux_head": 1}, r"model\.has_aux_head must be of type bool"),
         ({"schedule.num_epochs": 2.5}, r"schedule\.num_epochs must be of type int"),
         ({"schedule.global_batch_size": 5}, r"multiple of workers\.num_workers.*The nearest are 4 and 6"),

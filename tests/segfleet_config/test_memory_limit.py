@@ -6,7 +6,7 @@ from pspnet.errors import InputError
 from pspnet.memory import GIB
 from segfleet.config import TrainingConfig
 from segfleet.config_json import from_json, to_json
-from segfleet.memory import fitted, memory_table, peak_bytes, predicted
+from segfleet.memory import fit_note, fitted, memory_table, peak_bytes, predicted
 from segfleet.override import override
 from segfleet.presets import training_preset
 
@@ -15,7 +15,9 @@ NUM_CLASSES = 5
 
 @pytest.fixture
 def config() -> TrainingConfig:
-    return override(training_preset("tiny"), {"schedule.global_batch_size": 24, "workers.num_workers": 2})
+    """Crops whose activations outweigh the gradients: of smaller ones no parts take less than all at once."""
+    changes = {"schedule.global_batch_size": 24, "workers.num_workers": 2, "data.crop_size": 193}
+    return override(training_preset("tiny"), changes)
 
 
 def peak_gib(config: TrainingConfig, num_images: int) -> float:
@@ -67,3 +69,27 @@ def test_what_a_device_takes_more_counts(config: TrainingConfig) -> None:
     averaged = override(config, {"optim.ema_decay": 0.9})
     assert peak_gib(averaged, 2) > once > peak_gib(override(config, {"workers.num_workers": 1}), 2)
     assert f"{once:.2f}" in memory_table(config, NUM_CLASSES)
+
+
+def test_gradients_of_earlier_parts_and_the_images_of_all_are_counted(config: TrainingConfig) -> None:
+    whole, parts = (
+        predicted(override(config, {"schedule.global_batch_size": batch}), NUM_CLASSES, 2)
+        for batch in (4, 24)
+    )
+    assert parts.peak - whole.peak > 10 * 193 * 193 * (3 * 4 + 8) + parts.gradients / 2
+    hard = override(config, {"loss.ohem_threshold": 0.7, "loss.class_balance": "median"})
+    assert predicted(hard, NUM_CLASSES, 2).peak >= parts.peak
+
+
+def test_frozen_batch_norm_is_tried_with_a_single_image(config: TrainingConfig) -> None:
+    frozen = override(config, {"model.freeze_batch_norm": "all"})
+    assert memory_table(frozen, NUM_CLASSES).splitlines()[-1].split()[:2] == ["1", "12"]
+    assert memory_table(config, NUM_CLASSES).splitlines()[-1].split()[:2] == ["2", "6"]
+    limited = override(frozen, {"workers.memory_gib": peak_gib(frozen, 1) * 1.0001})
+    assert fitted(limited, NUM_CLASSES).micro_batch_size == 1
+
+
+def test_a_prediction_that_was_never_fitted_to_its_gpu_says_so(config: TrainingConfig) -> None:
+    on_gpus = override(config, {"workers.use_gpu": True})
+    assert "run jobs/predict_memory.py there" in fit_note(on_gpus)
+    assert fit_note(config) == fit_note(override(on_gpus, {"workers.memory_fit": (1.1, 0.5)})) == ""

@@ -6,10 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray.exceptions
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined] # made by protoc
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
 
-from segfleet.ray_train import GroupController, is_news, poll_interval
+from segfleet.ray_train import GroupController, OneTryPolicy, is_news, poll_interval
 
 QUIET = SimpleNamespace(training_report=None, error=None, preemption_info=None, running=True)
 
@@ -65,3 +70,20 @@ def test_a_silent_group_is_asked_once_a_second_and_at_once_where_one_died(
     controller._worker_group = SimpleNamespace(get_workers=lambda: [worker])
     asyncio.run(controller._poll_workers())
     assert asked[0] == pytest.approx(asked_after_s, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("death", "num_retries"),
+    [
+        (ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory."), 0),
+        (ray.exceptions.WorkerCrashedError(), 2),
+    ],
+)
+def test_a_worker_killed_for_its_memory_ends_the_training_at_once(death: Exception, num_retries: int) -> None:
+    """As one of a group does (test_group_ends.py); others die workers.max_failures times."""
+    policy = OneTryPolicy(FailureConfig(max_failures=2))
+    error = WorkerGroupError(
+        "a worker died", {1: WorkerHealthCheckFailedError("a health check failed", death)}
+    )
+    decisions = [policy.make_decision(error) for _ in range(num_retries + 1)]
+    assert decisions == [FailureDecision.RETRY] * num_retries + [FailureDecision.RAISE]

@@ -190,6 +190,9 @@ def test_a_limit_on_memory_is_as_many_accumulation_steps_as_it_asks_for(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
     config = override(config, {"schedule.global_batch_size": 6, "schedule.num_epochs": 1})
+    with pytest.raises(InputError, match=r"fit in workers\.memory_gib 0\.01, .*6 at a time 0\.\d+ GiB"):
+        check_data(override(config, {"workers.memory_gib": 0.01}))
+    config = override(config, {"data.crop_size": 129})  # of less, three parts take more than the whole
     num_classes = Store.open(config.data.store).class_table.num_classes
     limit = peak_bytes(config, predicted(config, num_classes, 2)) / GIB * 1.001
     trained(override(config, {"workers.memory_gib": limit}), tmp_path / "limited")
@@ -197,8 +200,15 @@ def test_a_limit_on_memory_is_as_many_accumulation_steps_as_it_asks_for(
     assert weights_digest(tmp_path / "limited", 1) == weights_digest(tmp_path / "by hand", 1)
     said = (tmp_path / "limited" / "progress.log").read_text()
     assert re.search(r"memory: [\d.]+ GiB predicted of .*, 2 images at a time in 3 accumulation steps", said)
-    with pytest.raises(InputError, match=r"fit in workers\.memory_gib 0\.01, .*6 at a time 0\.\d+ GiB"):
-        check_data(override(config, {"workers.memory_gib": 0.01}))
+
+
+def test_stages_that_are_frozen_with_random_weights_are_warned_of(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    trained(override(config, {"model.freeze_stages": 2, "schedule.num_epochs": 1}), tmp_path / "a")
+    assert (
+        "warning: model.freeze_stages 2 keeps random weights" in (tmp_path / "a" / "progress.log").read_text()
+    )
 
 
 def test_reports_are_finite_and_name_the_checkpoint(config: TrainingConfig, tmp_path: Path) -> None:

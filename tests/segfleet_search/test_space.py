@@ -148,6 +148,15 @@ def test_the_three_own_dimensions_are_those_of_the_space() -> None:
     assert math.isnan(own[2].low)
 
 
+def test_the_weight_of_an_auxiliary_loss_is_searched_only_where_there_is_one() -> None:
+    base = override(training_preset("demo"), {"model.has_aux_head": False})
+    assert [it.name for it in dimensions(SpaceConfig(), base)] == ["base_lr", "crop_size"]
+    both = SpaceConfig(also=("model.has_aux_head=choice:True,False",))
+    assert [it.name for it in dimensions(both, base)][1] == "aux_loss_weight"
+    with pytest.raises(InputError, match=r"'aux_loss_weight'\. There are: base_lr, crop_size"):
+        narrowed(SpaceConfig(), base, ["aux_loss_weight=0.1..0.2"])
+
+
 def test_crops_of_a_search_may_be_rectangles_and_narrow_names_them_alike() -> None:
     base = training_preset("cityscapes_mmseg_r50_512x1024")
     space = SpaceConfig(crop_sizes=(473, "512x1024", "336x680"))
