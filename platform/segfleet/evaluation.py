@@ -135,10 +135,18 @@ def scores_of(confusion: ConfusionMatrix, class_table: ClassTable, protocol: Pro
     )
 
 
-def check_output(out_dir: str | Path, num_examples: int) -> None:
-    """Raise InputError where `write_evaluation` could not write, before hours are spent on what it is to write."""
+def check_output(out_dir: str | Path, num_examples: int, *, compared_with: Path | None = None) -> None:
+    """Raise InputError where `write_evaluation` could not write, before hours are spent on what it is to write.
+
+    Nor may it replace the scores that the new ones are compared with.
+    """
     if num_examples < 1:
         raise InputError(f"--num-examples must be 1 or more, but got {num_examples}. 4 fit on a screen.")
+    if compared_with is not None and compared_with.resolve() == (Path(out_dir) / SCORES_FILE).resolve():
+        raise InputError(
+            f"--output must be another folder than that of --compare-with, whose {SCORES_FILE} would be replaced, but "
+            f"both are {out_dir}. Give another --output."
+        )
     writable_folder(out_dir, "--output")
 
 
