@@ -39,7 +39,7 @@ class Options(ViewOptions):
     with more, and round otherwise: bf16 may see another class in one of some thousand pixels."""
 
     use_gpu: bool = False
-    """One GPU for each of several workers. A single one takes the first GPU that is there."""
+    """One GPU for each of several workers. A single one takes the first GPU that is there, also without this flag."""
 
     compare_with: Path | None = None
     """scores.json of an earlier evaluation: both scores side by side, and the difference. Refused, before anything is
@@ -88,6 +88,7 @@ def main() -> None:
         workers=workers,
         storage_dir=options.output,
         has_boundaries=options.boundaries,
+        num_examples=options.num_examples,
     )
     print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")
     if earlier is not None:

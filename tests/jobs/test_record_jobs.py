@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pspnet.store import Store
@@ -193,6 +194,29 @@ def test_an_evaluation_under_another_protocol_is_not_compared_nor_one_of_other_c
     ):
         (tmp_path / "damaged.json").write_text(content)
         assert said in refused("--compare-with", "damaged.json")
+
+
+@pytest.mark.parametrize(
+    ("job", "flags"), [("evaluate.py", ("--model", "models:/roads/1")), ("promote.py", ("--name", "roads"))]
+)
+def test_an_image_that_the_memory_does_not_hold_is_one_plain_message(
+    call: Call,
+    local: TrackingConfig,
+    name: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+    flags: tuple[str, ...],
+) -> None:
+    def predict(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(SegmentationModel, "predict", predict)
+    code, _, err = call(job, *flags, "--store", store.location.path, "--tracking-uri", local.tracking_uri)
+    assert code == 2
+    assert err.startswith("error: Each image must fit into the memory of")
+    assert "--window 713 or less takes less" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_rooms_are_refused_as_a_submission_and_work_in_all_other_ways(
     model = model_of(NYUV2_40, write_checkpoint, tmp_path)
     for name in ("whole", "semseg", "semseg_ms", "mmseg", "mmseg_ms"):
         protocol = ViewOptions(protocol=name).protocol_on(store.digest, "val", crop_size=33)
-        evaluation = evaluate_model(model, store, protocol, has_boundaries=True)
+        evaluation = evaluate_model(model, store, protocol, has_boundaries=True, num_examples=1)
         assert evaluation.scores.category_iou == {}
         assert evaluation.scores.category_miou is None
         assert evaluation.scores.mean_boundary_f is not None
