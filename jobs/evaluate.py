@@ -6,6 +6,7 @@ from pathlib import Path
 from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet.cli import parse_options, run_job
+from segfleet.comparison import earlier_scores, side_by_side
 from segfleet.config import WorkersConfig
 from segfleet.evaluation import check_output, scores_table, write_evaluation
 from segfleet.parallel_evaluation import evaluate
@@ -38,7 +39,11 @@ class Options(ViewOptions):
     with more, and round otherwise: bf16 may see another class in one of some thousand pixels."""
 
     use_gpu: bool = False
-    """One GPU for each of several workers. A single one takes the first GPU that is there."""
+    """One GPU for each of several workers. A single one takes the first GPU that is there, also without this flag."""
+
+    compare_with: Path | None = None
+    """scores.json of an earlier evaluation: both scores side by side, and the difference. Refused, before anything is
+    computed, where it was made under another protocol."""
 
     submission: Path | None = None
     """Folder for what the Cityscapes server takes, PNGs of ids and submission.zip; nothing is scored then, and the
@@ -61,15 +66,18 @@ def main() -> None:
     model = fetch(options.model, tracking_uri=options.tracking_uri)
     protocol = options.protocol_on(store.digest, options.split, crop_size=model.crop_size)
     if options.submission is not None:
-        if options.num_workers != 1 or options.boundaries:
+        if options.num_workers != 1 or options.boundaries or options.compare_with:
             raise InputError(
-                "--submission must come without --num-workers and --boundaries: one process segments, and nothing is "
-                "scored. Leave them out."
+                "--submission must come without --num-workers, --boundaries and --compare-with: one process segments, "
+                "and nothing is scored. Leave them out."
             )
         paths = write_submission(model, store, protocol, options.submission)
         print(f"{len(paths) - 1} images segmented by {model.source}, {protocol}\nwritten  {paths[-1]}")
         return
-    check_output(options.output, options.num_examples)
+    earlier = None
+    if options.compare_with is not None:
+        earlier = earlier_scores(options.compare_with, protocol, store.class_table.class_names)
+    check_output(options.output, options.num_examples, compared_with=options.compare_with)
     workers = WorkersConfig(
         num_workers=options.num_workers, cpus_per_worker=options.cpus_per_worker, use_gpu=options.use_gpu
     )
@@ -80,8 +88,13 @@ def main() -> None:
         workers=workers,
         storage_dir=options.output,
         has_boundaries=options.boundaries,
+        num_examples=options.num_examples,
     )
     print(f"\n{model.source} on {options.store}\n\n{scores_table(evaluation.scores)}\n")
+    if earlier is not None:
+        model_before, scores_before = earlier
+        table = side_by_side([("", "now", "earlier", "difference")], evaluation.scores, scores_before)
+        print(f"earlier: {model_before}, {options.compare_with}, under the same protocol\n\n{table}\n")
     paths = write_evaluation(evaluation, model, store, options.output, num_examples=options.num_examples)
     print("\n".join(f"written  {path}" for path in paths))
 

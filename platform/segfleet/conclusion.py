@@ -16,7 +16,7 @@ from segfleet.finals import CONFIDENCE, Finalist, finals_table, standing
 from segfleet.importance import draw_parallel, importances, interactive_plots
 from segfleet.override import override
 from segfleet.package import load_package, package_model
-from segfleet.protocol import protocol_tags, require_same_protocol, training_protocol
+from segfleet.protocol import Protocol, protocol_tags, require_same_protocol, training_protocol
 from segfleet.run_writer import RunWriter, end_run, ship_spool
 from segfleet.scores import Scores
 from segfleet.search_config import SearchConfig
@@ -64,6 +64,9 @@ class SearchResult:
     """models:/name/version, "" where none was registered."""
 
     aliases: tuple[str, ...] = ()
+    protocol: Protocol
+    """How the trials were scored."""
+
     baseline: str = ""
     """What the most frequent training class, predicted everywhere, scores on the images that scored the trials."""
 
@@ -150,6 +153,7 @@ def conclude(
         tracking_uri=uri,
         num_trained=num_trained,
         study_picture=picture,
+        protocol=training_protocol(training, store.digest),
         baseline=trainer.baseline(training, store),
     )
     if package is not None:
@@ -265,7 +269,7 @@ def _write_report(
     facts = {
         "best trial": "none completed" if result.best is None else described_winner(result),
         "data": f"{store.manifest.name}, digest {store.digest[:16]}",
-        "trials were scored on": str(training_protocol(config.training, store.digest)),
+        "trials were scored on": str(result.protocol),
         "MLflow run": f"{result.run_id} at {masked(result.tracking_uri)}",
         "time": _spent(spent[-1]),
         "trials": f"{len(result.leaderboard)}, by {config.sampler} and {config.scheduler}",

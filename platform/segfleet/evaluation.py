@@ -18,6 +18,7 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.store import Split, Store
 from segfleet.boundary import boundary_counts, boundary_f
 from segfleet.checkpoint import finite
+from segfleet.fitting import predict_fitting
 from segfleet.folders import writable_folder
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
@@ -34,6 +35,8 @@ class ImageCounts:
     confusion: ConfusionMatrix
     boundary: np.ndarray | None = None
     """`boundary_counts` of the image, where they were asked for."""
+    prediction: np.ndarray | None = None
+    """Train ids (h, w) that were counted, of the images that are shown as examples."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +56,48 @@ class Evaluation:
             index: image.confusion.miou for index, image in self.images.items() if image.confusion.num_pixels
         }
 
+    def worst(self, number: int) -> list[int]:
+        """Return the indices of the images with the lowest mIoU, the lowest first; of equals the first."""
+        return _ranked(self.image_miou)[:number]
+
+    def best(self, number: int) -> list[int]:
+        """Return the indices of the images with the highest mIoU, the highest first; of equals the last."""
+        return _ranked(self.image_miou)[::-1][:number]
+
 
 def evaluate_model(
-    model: SegmentationModel, store: Store, protocol: Protocol, *, has_boundaries: bool = False
+    model: SegmentationModel,
+    store: Store,
+    protocol: Protocol,
+    *,
+    has_boundaries: bool = False,
+    num_examples: int = 0,
 ) -> Evaluation:
     """Score `model` on every labelled image of the protocol's split, one image after another.
 
     With `has_boundaries` also by the boundary F-score, which costs about a tenth of a second an image of Cityscapes.
+    The predictions of the `num_examples` worst and as many best images are kept.
     """
     check_classes(model, store)
     indices = tracked(labelled_images(store, protocol), f"evaluating {model.source} on {protocol.split}")
-    images = count_images(model, store, protocol, indices, has_boundaries=has_boundaries)
+    images = count_images(
+        model, store, protocol, indices, has_boundaries=has_boundaries, num_examples=num_examples
+    )
     return evaluation_of(images, store.class_table, protocol)
 
 
 def labelled_images(store: Store, protocol: Protocol) -> list[int]:
-    """Return the indices of the protocol's images; InputError where none has a label."""
+    """Return the indices of the protocol's images with a label; InputError where no pixel of the split has one."""
     split = store.split(protocol.split)
     labelled = split.labelled()
     if not labelled:
         raise InputError(
             f"A split must have labels to be evaluated on, but none of the {len(split)} images of "
             f"{protocol.split!r} has one. Give another split; jobs/predict.py works without labels."
+        )
+    if not any(store.manifest.class_counts(protocol.split)[:-1]):
+        raise InputError(
+            f"A split must have labelled pixels, but all of {protocol.split!r} are ignored. Give another split."
         )
     return labelled
 
@@ -86,19 +109,31 @@ def count_images(
     indices: Iterable[int],
     *,
     has_boundaries: bool,
+    num_examples: int = 0,
 ) -> dict[int, ImageCounts]:
     """Return what is counted of these labelled images of the protocol's split, each by itself."""
     split = store.split(protocol.split)
     num_classes = model.class_table.num_classes
-    images = {}
+    images: dict[int, ImageCounts] = {}
     for index in indices:
-        prediction, label = model.predict_as(split.image(index), protocol), split.label(index)
+        prediction = predict_fitting(model, split.image(index), protocol, name=split.name(index))
+        label = split.label(index)
         assert label is not None
         confusion = ConfusionMatrix(num_classes)
         confusion.update(torch.from_numpy(prediction), torch.tensor(label))
         boundary = boundary_counts(prediction, label, num_classes) if has_boundaries else None
-        images[index] = ImageCounts(confusion, boundary)
+        images[index] = ImageCounts(confusion, boundary, prediction)
+        keep_examples(images, num_examples)
     return images
+
+
+def keep_examples(images: dict[int, ImageCounts], num_examples: int) -> None:
+    """Drop the predictions of all images but the worst and the best: no more than those are held at a time."""
+    held = {index: image.confusion for index, image in images.items() if image.prediction is not None}
+    ranked = _ranked({index: confusion.miou for index, confusion in held.items() if confusion.num_pixels})
+    kept = {*ranked[:num_examples], *ranked[::-1][:num_examples]}
+    for index in held.keys() - kept:
+        images[index] = replace(images[index], prediction=None)
 
 
 def evaluation_of(
@@ -118,12 +153,7 @@ def evaluation_of(
 
 
 def scores_of(confusion: ConfusionMatrix, class_table: ClassTable, protocol: Protocol) -> Scores:
-    """Return the scores that follow from confusion counts; InputError where no pixel was counted."""
-    if not confusion.num_pixels:
-        raise InputError(
-            f"A split must have labelled pixels, but all of {protocol.split!r} are ignored. Give another "
-            "split."
-        )
+    """Return the scores that follow from confusion counts."""
     class_iou = dict(zip(class_table.class_names, confusion.class_iou.tolist(), strict=True))
     return Scores(
         miou=confusion.miou,
@@ -135,10 +165,18 @@ def scores_of(confusion: ConfusionMatrix, class_table: ClassTable, protocol: Pro
     )
 
 
-def check_output(out_dir: str | Path, num_examples: int) -> None:
-    """Raise InputError where `write_evaluation` could not write, before hours are spent on what it is to write."""
+def check_output(out_dir: str | Path, num_examples: int, *, compared_with: Path | None = None) -> None:
+    """Raise InputError where `write_evaluation` could not write, before hours are spent on what it is to write.
+
+    Nor may it replace the scores that the new ones are compared with.
+    """
     if num_examples < 1:
         raise InputError(f"--num-examples must be 1 or more, but got {num_examples}. 4 fit on a screen.")
+    if compared_with is not None and compared_with.resolve() == (Path(out_dir) / SCORES_FILE).resolve():
+        raise InputError(
+            f"--output must be another folder than that of --compare-with, whose {SCORES_FILE} would be replaced, but "
+            f"both are {out_dir}. Give another --output."
+        )
     writable_folder(out_dir, "--output")
 
 
@@ -149,25 +187,25 @@ def write_evaluation(
 
     scores.json holds the scores with their protocol. image_counts.npz holds, for a paired comparison, the images'
     names and int64 counts: confusion (images, classes, classes), rows are targets, and boundary where it was scored.
+    Of examples there may be as many as were kept by the evaluation.
     """
     out_dir = writable_folder(out_dir, "--output")
     scores, split = evaluation.scores, store.split(evaluation.scores.protocol.split)
     image_miou = evaluation.image_miou
-    ranked = sorted(image_miou, key=lambda index: (image_miou[index], index))
     record = {
         "model": model.source,
         "scores": scores.to_dict(),
         "protocol": str(scores.protocol),
         "protocol_digest": scores.protocol.digest,
-        "images": {split.name(index): image_miou[index] for index in ranked},
+        "images": {split.name(index): image_miou[index] for index in _ranked(image_miou)},
         "confusion": evaluation.confusion.tolist(),
     }
     names = (SCORES_FILE, "confusion_matrix.png", "worst.png", "best.png", COUNTS_FILE)
     paths = [out_dir / name for name in names]
     paths[0].write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     confusion_matrix_picture(evaluation.confusion.numpy(), list(store.class_table.class_names)).save(paths[1])
-    for path, chosen in ((paths[2], ranked[:num_examples]), (paths[3], ranked[::-1][:num_examples])):
-        _panel(model, split, chosen, evaluation).save(path)
+    _panel(evaluation, evaluation.worst(num_examples), split, model.class_table).save(paths[2])
+    _panel(evaluation, evaluation.best(num_examples), split, model.class_table).save(paths[3])
     boundaries = [image.boundary for image in evaluation.images.values() if image.boundary is not None]
     arrays: dict[str, Any] = {"boundary": np.stack(boundaries)} if boundaries else {}
     np.savez_compressed(
@@ -229,8 +267,16 @@ def check_classes(model: SegmentationModel, store: Store) -> None:
     )
 
 
-def _panel(model: SegmentationModel, split: Split, indices: Sequence[int], evaluation: Evaluation) -> Image:
-    protocol = evaluation.scores.protocol
-    rows = [(split.image(i), split.label(i), model.predict_as(split.image(i), protocol)) for i in indices]
+def _ranked(image_miou: Mapping[int, float]) -> list[int]:
+    """Return the indices from the lowest mIoU to the highest, equals in their order."""
+    return sorted(image_miou, key=lambda index: (image_miou[index], index))
+
+
+def _panel(evaluation: Evaluation, indices: Sequence[int], split: Split, class_table: ClassTable) -> Image:
+    rows = []
+    for index in indices:
+        prediction = evaluation.images[index].prediction
+        assert prediction is not None, "evaluated for fewer examples"
+        rows.append((split.image(index), split.label(index), prediction))
     titles = [f"{split.name(i)}  mIoU {evaluation.images[i].confusion.miou:.3f}" for i in indices]
-    return panel(rows, model.class_table, titles)
+    return panel(rows, class_table, titles)

@@ -16,6 +16,7 @@ from pspnet.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
+LABEL_ENDING, OVERLAY_ENDING = "_label.png", "_overlay.png"
 _WILDCARDS = "*?["
 
 
@@ -69,16 +70,12 @@ class Inputs:
 def find_inputs(asked: str | Path, output_dir: str | Path, *, every: int = 1) -> Inputs:
     """Return the pictures and videos of a folder and its subfolders, of a pattern (`**` for subfolders), or the one.
 
-    Results of earlier calls in `output_dir` are left out. Raises InputError where there is nothing.
+    Results of earlier calls, which are pictures in `output_dir` named as results are, are left out. Raises InputError
+    where there is nothing.
     """
     if every < 1:
         raise InputError(f"--every must be 1 or more, but got {every}. 1 takes each frame of a video.")
     path, output_dir = Path(asked), Path(output_dir).resolve()
-    if path.exists() and output_dir == path.resolve():
-        raise InputError(
-            f"--output must be another folder than --input, but both are {path}. Results would be read as pictures the "
-            "next time."
-        )
     if path.is_file():
         found, root = [path], path.parent
     elif path.is_dir():
@@ -91,31 +88,43 @@ def find_inputs(asked: str | Path, output_dir: str | Path, *, every: int = 1) ->
             f"there is nothing at {asked}."
         )
     if not path.is_file():
+        if output_dir == root.resolve():
+            raise InputError(
+                f"--output must be another folder than --input, but both are {root}. Results would lie among the "
+                "pictures."
+            )
         found = [
-            file
-            for file in found
-            if file.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES
-            and file.is_file()
-            and output_dir not in file.resolve().parents
+            file for file in found if file.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES and file.is_file()
         ]
-    if not found:
-        where = f"{asked} has none, nor have its subfolders" if path.is_dir() else f"no such file is {asked}"
+    pictures = [file for file in found if path.is_file() or not _is_result(file, output_dir)]
+    if not pictures:
+        if found:
+            where = f"all {len(found)} of {asked} are results of earlier calls, by their names in --output"
+        elif path.is_dir():
+            where = f"{asked} has none, nor have its subfolders"
+        else:
+            where = f"no such file is {asked}"
         raise InputError(
             f"--input must hold pictures ({', '.join(SUFFIXES)}) or videos ({', '.join(VIDEO_SUFFIXES)}), but {where}."
         )
-    names = output_names(found, root)
-    return Inputs(tuple(_source(file, names[file]) for file in found), every)
+    names = output_names(pictures, root)
+    return Inputs(tuple(_source(file, names[file]) for file in pictures), every)
 
 
 def output_names(files: Sequence[Path], root: Path) -> dict[Path, Path]:
-    """Return where each file's results go in the output folder; what would go where another's do keeps its suffix."""
+    """Return where each file's results go in the output folder; what would go where another's do keeps its suffix.
+
+    A video's frames go into a folder: it keeps its suffix, too, where the folder of its stem holds other files.
+    """
     relative = {file: file.relative_to(root) for file in files}
     num_files = Counter(path.with_suffix("") for path in relative.values())
     num_files.update(relative.values())  # a.png.png without its suffix is a.png
-    return {
-        file: path if num_files[path.with_suffix("")] > 1 else path.with_suffix("")
-        for file, path in relative.items()
-    }
+    folders = {folder for path in relative.values() for folder in path.parents}
+
+    def is_taken(path: Path) -> bool:
+        return num_files[path.with_suffix("")] > 1 or (_is_video(path) and path.with_suffix("") in folders)
+
+    return {file: path if is_taken(path) else path.with_suffix("") for file, path in relative.items()}
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -130,6 +139,15 @@ def read_picture(path: str | Path) -> np.ndarray:
         return np.array(upright.convert("RGB"))
 
 
+def _is_result(file: Path, output_dir: Path) -> bool:
+    """Whether an earlier call wrote the picture."""
+    return file.name.endswith((LABEL_ENDING, OVERLAY_ENDING)) and output_dir in file.resolve().parents
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
 def _root_of(pattern: Path) -> Path:
     """Return the folders of a pattern before its first wildcard."""
     parts = []
@@ -141,7 +159,7 @@ def _root_of(pattern: Path) -> Path:
 
 
 def _source(path: Path, name: Path) -> Source:
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
+    if not _is_video(path):
         return Source(path, name, is_video=False, num_frames=1)
     av = _video_library(path)
     try:

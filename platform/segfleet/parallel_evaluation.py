@@ -5,6 +5,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -20,6 +21,7 @@ from segfleet.evaluation import (
     count_images,
     evaluate_model,
     evaluation_of,
+    keep_examples,
     labelled_images,
 )
 from segfleet.package import SegmentationModel
@@ -38,18 +40,20 @@ def evaluate(
     workers: WorkersConfig,
     storage_dir: str | Path,
     has_boundaries: bool = False,
+    num_examples: int = 0,
 ) -> Evaluation:
     """Return what `evaluate_model` returns, by this process alone or by several on a cluster.
 
     On a CPU each has `workers.cpus_per_worker` threads: they decide which kernels compute the logits, and so how these
     are rounded. However many workers there are, the counts are the same.
     """
+    wanted: dict[str, Any] = {"has_boundaries": has_boundaries, "num_examples": num_examples}
     if workers.num_workers > 1:
         with cluster.connect(storage_dir):
-            return evaluate_on_cluster(model, store, protocol, workers=workers, has_boundaries=has_boundaries)
+            return evaluate_on_cluster(model, store, protocol, workers=workers, **wanted)
     if model.device.type == "cpu":
-        torch.set_num_threads(workers.cpus_per_worker)
-    return evaluate_model(model, store, protocol, has_boundaries=has_boundaries)
+        _use_cpu(workers)
+    return evaluate_model(model, store, protocol, **wanted)
 
 
 def evaluate_on_cluster(
@@ -59,6 +63,7 @@ def evaluate_on_cluster(
     *,
     workers: WorkersConfig,
     has_boundaries: bool = False,
+    num_examples: int = 0,
 ) -> Evaluation:
     """Return what `evaluate_model` returns, each image seen once by one of `workers.num_workers` workers.
 
@@ -83,15 +88,34 @@ def evaluate_on_cluster(
     waiting = iter(batches)
     for _ in tracked(batches, f"evaluating {model.source} on {protocol.split}"):
         for batch in itertools.islice(waiting, workers.num_workers - len(counting)):
-            counting.append(count.remote(shared, path, protocol, workers, batch, has_boundaries))
+            counting.append(
+                count.remote(shared, path, protocol, workers, batch, has_boundaries, num_examples)
+            )
         (done,), counting = ray.wait(counting)
         try:
-            images |= ray.get(done)
+            images |= copy.deepcopy(ray.get(done))  # Ray's memory ends with the connection
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise error.cause from None  # without the remote traceback that Ray makes part of its message
             raise
+        keep_examples(images, num_examples)
     return evaluation_of(images, store.class_table, protocol)
+
+
+def _use_cpu(workers: WorkersConfig) -> None:
+    """Take the threads that each of several workers would have, and say what would be faster."""
+    if workers.use_gpu:
+        raise InputError(
+            "--use-gpu True must find a GPU, but torch sees none on this machine. Set --use-gpu False."
+        )
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(workers.cpus_per_worker)
+    if num_threads > workers.cpus_per_worker == 1:
+        print(
+            f"note: one thread computes, where torch would take {num_threads}. --num-workers {num_threads} shares the "
+            f"images out and counts the same; --cpus-per-worker {num_threads} takes the threads and rounds otherwise",
+            flush=True,
+        )
 
 
 def _count(
@@ -101,9 +125,17 @@ def _count(
     workers: WorkersConfig,
     indices: list[int],
     has_boundaries: bool,
+    num_examples: int,
 ) -> dict[int, ImageCounts]:
     """Return the counts of a worker's images."""
     torch.set_num_threads(workers.cpus_per_worker)
     device = torch.device("cuda" if workers.use_gpu else "cpu")
     model = replace(model, network=model.network.to(device), device=device)
-    return count_images(model, Store.open(store_path), protocol, indices, has_boundaries=has_boundaries)
+    return count_images(
+        model,
+        Store.open(store_path),
+        protocol,
+        indices,
+        has_boundaries=has_boundaries,
+        num_examples=num_examples,
+    )

@@ -14,13 +14,13 @@ from pspnet.errors import InputError
 from pspnet.exhaustion import is_out_of_memory
 from pspnet.labels import ClassTable
 from pspnet.pictures import legend, overlay
+from segfleet.fitting import smaller
 from segfleet.folders import writable_folder
-from segfleet.frames import Frame, find_inputs
+from segfleet.frames import LABEL_ENDING, OVERLAY_ENDING, Frame, find_inputs
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Views
 
-LABEL_ENDING, OVERLAY_ENDING = "_label.png", "_overlay.png"
 AREAS_FILE = "class_areas.csv"
 
 
@@ -108,7 +108,7 @@ def _segmented(model: SegmentationModel, batch: list[Frame], views: Views) -> It
             yield from _segmented(model, [frame], views)
         return
     if found is None:
-        yield f"the memory of {model.device} does not suffice; --window 713 or less takes less"
+        yield f"the memory of {model.device} does not suffice; {smaller(views)} takes less"
         return
     segmented = iter(found)
     for frame in batch:

@@ -11,7 +11,9 @@ import numpy as np
 from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet.clean_load import check_clean_load
+from segfleet.comparison import side_by_side
 from segfleet.evaluation import Evaluation, evaluate_model
+from segfleet.fitting import predict_fitting
 from segfleet.gate import Decision, Limits, Measured, decide, size_failures
 from segfleet.package import SegmentationModel
 from segfleet.promotion_record import PromotionEntry, alone, append, history, record
@@ -164,32 +166,11 @@ def roll_back(tracking_uri: str, name: str, *, dry_run: bool, why: str = "") -> 
 
 def comparison_table(report: PromotionReport) -> str:
     """Return both models' scores side by side, and the difference."""
-    champion = report.champion
-    rows = [("", "challenger", "champion", "gain")]
-    rows.append(("version", str(report.challenger_version), str(report.champion_version or "none"), ""))
-    for label, challenger_value, champion_value in (
-        ("mIoU", report.challenger.miou, champion.miou if champion else None),
-        ("pixel accuracy", report.challenger.pixel_accuracy, champion.pixel_accuracy if champion else None),
-        *(
-            (name, iou, champion.class_iou[name] if champion else None)
-            for name, iou in report.challenger.class_iou.items()
-        ),
-    ):
-        rows.append(
-            (
-                label,
-                _number(challenger_value),
-                _number(champion_value),
-                _gain(challenger_value, champion_value),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
+    headings = (
+        ("", "challenger", "champion", "gain"),
+        ("version", str(report.challenger_version), str(report.champion_version or "none"), ""),
     )
+    return side_by_side(headings, report.challenger, report.champion)
 
 
 def _completed(
@@ -275,20 +256,12 @@ def _seconds_per_image(
 ) -> list[float]:
     """Return the median seconds of each model per image, the models by turns."""
     split = store.split(protocol.split)
-    images = [split.image(index) for index in indices[:LATENCY_IMAGES]]
+    images = [(split.name(index), split.image(index)) for index in indices[:LATENCY_IMAGES]]
     taken: list[list[float]] = [[] for _ in models]
     for _ in range(LATENCY_ROUNDS):
         for of_model, model in zip(taken, models, strict=True):
             started = time.perf_counter()
-            for image in images:
-                model.predict_as(image, protocol)
+            for name, image in images:
+                predict_fitting(model, image, protocol, name=name)
             of_model.append((time.perf_counter() - started) / len(images))
     return [median(of_model) for of_model in taken]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _gain(challenger: float | None, champion: float | None) -> str:
-    return "" if challenger is None or champion is None else f"{challenger - champion:+.4f}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pspnet.errors import InputError
 from pspnet.inference import Average, Precision, default_stride
+from pspnet.json_values import read_record
 from pspnet.sizes import notation, sides
 from segfleet.config import TrainingConfig
 
@@ -103,8 +104,10 @@ class Protocol(Views):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Protocol":
-        """Return the record that `to_dict` wrote, or one from before there was a stride or a digest."""
-        return cls(**{name: value for name, value in values.items() if name != "digest"})
+        """Return the record that `to_dict` wrote, now or before there was a stride or a digest; else InputError."""
+        return read_record(
+            cls, {name: value for name, value in values.items() if name != "digest"}, "protocol"
+        )
 
 
 def require_same_protocol(a: Protocol, b: Protocol) -> None:
@@ -117,7 +120,7 @@ def require_same_protocol(a: Protocol, b: Protocol) -> None:
     if differences:
         raise InputError(
             f"Scores can be compared only under one protocol, but {a.digest} and {b.digest} cannot: "
-            f"{'; '.join(differences)}. Score both models in the same way."
+            f"{'; '.join(differences)}. Score both models on the same split of one store with the same flags."
         )
 
 

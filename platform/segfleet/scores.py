@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pspnet.json_values import read_record, typed
 from segfleet.protocol import Protocol
 
 
@@ -41,8 +42,9 @@ class Scores:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scores":
-        """Return the scores that `to_dict` wrote."""
-        return cls(**{**values, "protocol": Protocol.from_dict(values["protocol"])})
+        """Return the scores that `to_dict` wrote; InputError for anything else."""
+        protocol = Protocol.from_dict(typed(dict[str, Any], values.get("protocol"), "protocol"))
+        return read_record(cls, {**values, "protocol": protocol}, "scores")
 
 
 def _mean(values: Mapping[str, float | None]) -> float | None:

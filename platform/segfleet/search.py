@@ -127,6 +127,7 @@ def print_search(result: SearchResult) -> int:
     if result.finalists:
         print(f"\nFinalists, trained again with other seeds\n\n{finals_table(result.finalists)}\n")
     print(f"best trial     {described_winner(result)}")
+    print(f"scored on      {result.protocol}")
     if result.final_scores is not None:
         print(
             f"validation     mIoU {result.final_scores.miou:.4f} ({result.final_baseline}), "

@@ -17,6 +17,7 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, ClassTable
 from pspnet.store import Split, Store
 from segfleet.evaluation import check_classes
+from segfleet.fitting import predict_fitting
 from segfleet.folders import writable_folder
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
@@ -42,7 +43,7 @@ def write_submission(
     paths = []
     indices = range(len(split))
     for index in tracked(indices, f"segmenting {protocol.split} with {model.source}"):
-        ids = CITYSCAPES.id_of(model.predict_as(split.image(index), protocol))
+        ids = CITYSCAPES.id_of(predict_fitting(model, split.image(index), protocol, name=split.name(index)))
         assert ids.dtype == np.uint8
         paths.append(out_dir / names[index])
         Image.fromarray(ids).save(paths[-1])

@@ -39,7 +39,7 @@ from segfleet.memory import fitted
 from segfleet.outcome import Outcome, Reason, message_of, read_outcome, record_outcome, write_atomically
 from segfleet.override import flat, override
 from segfleet.package import package_model
-from segfleet.protocol import protocol_tags, training_protocol
+from segfleet.protocol import Protocol, protocol_tags, training_protocol
 from segfleet.ray_train import GroupTrainer, is_killed_for_memory
 from segfleet.run_pictures import PANEL_FILE, TABLE_TAG, track
 from segfleet.run_writer import RunWriter, end_run, killed_when_interrupted
@@ -81,7 +81,7 @@ class TrainingResult:
     """Epochs trained, as of the newest checkpoint."""
 
     miou: float | None
-    """Validation mIoU of the newest checkpoint, whole image, single-scale; None where there is none."""
+    """Validation mIoU of the newest checkpoint; None where there is none."""
 
     class_iou: dict[str, float]
     """IoU of each class that occurs."""
@@ -97,6 +97,9 @@ class TrainingResult:
 
     baseline: str = ""
     """What the most frequent training class, predicted everywhere, scores on the same images."""
+
+    protocol: Protocol | None = None
+    """How `miou` was measured."""
 
     model_version: str = ""
     """models:/name/version in the registry, "" where none was registered."""
@@ -151,7 +154,9 @@ def run_training(config: TrainingConfig) -> TrainingResult:
             with follow(run_dir / PROGRESS_FILE):
                 result = fit(build_trainer(config, name=name, run_id=run_id))
             fault("run.trained")
-            result = replace(result, baseline=baseline(config, store))
+            result = replace(
+                result, baseline=baseline(config, store), protocol=training_protocol(config, store.digest)
+            )
             end_run(
                 uri,
                 run_id,
@@ -279,8 +284,8 @@ def summary(result: TrainingResult) -> str:
     if result.miou is not None:
         worst = sorted(result.class_iou.items(), key=lambda item: item[1])[:3]
         lines += [
-            f"mIoU {result.miou:.4f} on the validation split after {result.epochs} epochs "
-            f"(whole image, single-scale; {result.baseline})",
+            f"mIoU {result.miou:.4f} after {result.epochs} epochs ({result.baseline})",
+            *([f"protocol: {result.protocol.digest}: {result.protocol}"] if result.protocol else []),
             "weakest classes: " + ", ".join(f"{name} {iou:.3f}" for name, iou in worst),
         ]
     named = {

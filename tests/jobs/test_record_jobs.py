@@ -1,5 +1,6 @@
 """evaluate, promote, predict and sync_tracking as a person calls them: exit codes, one plain message, results."""
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pspnet.store import Store
 from segfleet.config import TrackingConfig
-from segfleet.package import package_model
+from segfleet.package import SegmentationModel, package_model
 from segfleet.registry import aliases_of, register
 
 pytestmark = pytest.mark.filterwarnings(
@@ -99,6 +101,10 @@ def test_a_submission_of_other_classes_than_cityscapes_is_one_plain_message(
         (("--output", "notes"), "--output must be a folder one can write to, but notes is not"),
         (("--scales", "nan"), "scales must be one or more positive numbers, but got nan"),
         (("--submission", "out", "--num-workers", 2), "--submission must come without --num-workers"),
+        (("--submission", "out", "--compare-with", "notes"), "--submission must come without --num-workers"),
+        (("--compare-with", "notes"), "--compare-with must be the scores.json that jobs/evaluate.py wrote"),
+        (("--compare-with", "absent"), "--compare-with must be the scores.json that jobs/evaluate.py wrote"),
+        (("--compare-with", "."), "--compare-with must be the scores.json that jobs/evaluate.py wrote"),
     ],
 )
 def test_what_evaluate_could_not_do_or_write_is_refused_before_an_image_is_seen(
@@ -122,6 +128,95 @@ def test_what_evaluate_could_not_do_or_write_is_refused_before_an_image_is_seen(
     assert err.startswith(f"error: {said}")
     assert len(err.splitlines()) == 1
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_two_evaluations_under_one_protocol_are_shown_side_by_side(
+    call: Call, local: TrackingConfig, name: str, store: Store, tmp_path: Path
+) -> None:
+    """Version 1 sees cars everywhere, which are the smaller part, version 2 the road."""
+    given = ("--store", store.location.path, "--tracking-uri", local.tracking_uri)
+    assert call("evaluate.py", "--model", f"models:/{name}/1", *given, "--output", "one")[0] == 0
+    arguments = ("--model", f"models:/{name}/2", *given, "--compare-with", "one/scores.json")
+    code, out, _ = call("evaluate.py", *arguments, "--output", "two")
+    assert code == 0
+    one, two = (
+        json.loads((tmp_path / folder / "scores.json").read_text())["scores"] for folder in ("one", "two")
+    )
+    assert two["miou"] > one["miou"]
+    assert f"earlier: models:/{name}/1, one/scores.json" in out
+    rows = [line.split() for line in out.partition("earlier: ")[2].splitlines()]
+    for words, earlier, now in (
+        (["mIoU"], one["miou"], two["miou"]),
+        (["pixel", "accuracy"], one["pixel_accuracy"], two["pixel_accuracy"]),
+        (["road"], one["class_iou"]["road"], two["class_iou"]["road"]),
+        (["car"], one["class_iou"]["car"], two["class_iou"]["car"]),
+    ):
+        assert [*words, f"{now:.4f}", f"{earlier:.4f}", f"{now - earlier:+.4f}"] in rows
+    assert ["sky", "-", "-"] in rows
+    code, _, err = call("evaluate.py", *arguments, "--output", "one")
+    assert code == 2
+    assert err.startswith("error: --output must be another folder than that of --compare-with")
+    assert json.loads((tmp_path / "one/scores.json").read_text())["scores"] == one
+
+
+def test_an_evaluation_under_another_protocol_is_not_compared_nor_one_of_other_content(
+    call: Call,
+    local: TrackingConfig,
+    name: str,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = ("--model", f"models:/{name}/1", "--tracking-uri", local.tracking_uri)
+    given = (*model, "--store", store.location.path)
+    assert call("evaluate.py", *given, "--output", "one")[0] == 0
+    record = json.loads((tmp_path / "one/scores.json").read_text())
+    monkeypatch.setattr(SegmentationModel, "predict", lambda *_, **__: pytest.fail("an image is seen"))
+
+    def refused(*flags: object) -> str:
+        code, _, err = call("evaluate.py", *given, "--output", "two", *flags)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert not (tmp_path / "two").exists()
+        return err
+
+    err = refused("--compare-with", "one/scores.json", "--flip", "True", "--precision", "bf16")
+    for text in ("flip True and False", "precision bf16 and fp32", record["protocol_digest"], "same flags"):
+        assert text in err
+    scores = record["scores"]
+    for content, said in (
+        (json.dumps(record)[:-9], "must be JSON"),
+        ("[]", "must be of type dict"),
+        (json.dumps({"model": "m"}), "scores must be of type dict"),
+        (json.dumps(record | {"scores": scores | {"miou": "0.5"}}), "miou, must be of type float"),
+        (json.dumps(record | {"scores": scores | {"protocol": {}}}), "must have the field"),
+        (json.dumps(record | {"scores": scores | {"class_iou": {"road": 0.5}}}), "an IoU of each class"),
+    ):
+        (tmp_path / "damaged.json").write_text(content)
+        assert said in refused("--compare-with", "damaged.json")
+
+
+@pytest.mark.parametrize(
+    ("job", "flags"), [("evaluate.py", ("--model", "models:/roads/1")), ("promote.py", ("--name", "roads"))]
+)
+def test_an_image_that_the_memory_does_not_hold_is_one_plain_message(
+    call: Call,
+    local: TrackingConfig,
+    name: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+    flags: tuple[str, ...],
+) -> None:
+    def predict(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(SegmentationModel, "predict", predict)
+    code, _, err = call(job, *flags, "--store", store.location.path, "--tracking-uri", local.tracking_uri)
+    assert code == 2
+    assert err.startswith("error: Each image must fit into the memory of")
+    assert "--window 713 or less takes less" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ def test_the_job_trains_and_says_what_came_of_it(
     assert "ended: complete" in done.stdout
     assert "registered: models:/halves/1" in done.stdout
     printed = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert "split val of store" in printed["protocol"]
     assert Path(printed["picture"]).is_file()
     assert Path(printed["checkpoint"]).is_dir()
 

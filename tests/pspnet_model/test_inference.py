@@ -29,11 +29,14 @@ def image_of(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("num_cells", [1, 2, CELLS_PER_STRIP, CELLS_PER_STRIP + 1, 3 * CELLS_PER_STRIP])
 @pytest.mark.parametrize("cut", [0, 3])
-def test_the_argmax_by_strips_is_that_of_the_upsampled_logits(num_cells: int, cut: int) -> None:
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_the_argmax_by_strips_is_that_of_the_upsampled_logits(
+    num_cells: int, cut: int, output_stride: int
+) -> None:
     logits = torch.randn(2, 5, num_cells, 4, generator=torch.Generator().manual_seed(num_cells))
-    height, width = max(1, 8 * (num_cells - 1) + 1 - cut), 25 - cut
-    expected = upsampled(logits, 8).argmax(1)[:, :height, :width]
-    assert torch.equal(argmax_by_strips(logits, 8, height, width).long(), expected)
+    height, width = max(1, output_stride * (num_cells - 1) + 1 - cut), output_stride * 3 + 1 - cut
+    expected = upsampled(logits, output_stride).argmax(1)[:, :height, :width]
+    assert torch.equal(argmax_by_strips(logits, output_stride, height, width).long(), expected)
 
 
 @pytest.mark.parametrize("size", [(65, 65), (48, 77), (9, 5), (1, 1)])

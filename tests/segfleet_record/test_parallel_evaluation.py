@@ -13,7 +13,7 @@ from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import WorkersConfig
-from segfleet.evaluation import ImageCounts, count_images, evaluate_model, evaluation_of
+from segfleet.evaluation import ImageCounts, count_images, evaluate_model, evaluation_of, keep_examples
 from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.parallel_evaluation import evaluate, evaluate_on_cluster
 from segfleet.protocol import Protocol
@@ -34,15 +34,18 @@ def test_the_order_in_which_images_are_counted_changes_nothing(
     model: SegmentationModel, store: Store
 ) -> None:
     protocol = Protocol(store_digest=store.digest, split="val")
-    whole = evaluate_model(model, store, protocol, has_boundaries=True)
+    whole = evaluate_model(model, store, protocol, has_boundaries=True, num_examples=1)
     parts: dict[int, ImageCounts] = {}
     for share in ([2], [0, 1]):
-        parts |= count_images(model, store, protocol, share, has_boundaries=True)
+        parts |= count_images(model, store, protocol, share, has_boundaries=True, num_examples=1)
+        keep_examples(parts, 1)
     shared = evaluation_of(parts, store.class_table, protocol)
     assert shared.scores == whole.scores
     assert list(shared.images) == list(whole.images) == [0, 1, 2]
     assert torch.equal(shared.confusion, whole.confusion)
     assert shared.scores.mean_boundary_f is not None
+    for index, image in whole.images.items():
+        assert np.array_equal(shared.images[index].prediction, image.prediction)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cpus_per_worker", [1, 2])
@@ -71,6 +74,41 @@ def test_one_worker_has_the_threads_that_one_of_several_has(
     assert seen == [cpus_per_worker]
 
 
+@pytest.mark.parametrize(("cpus_per_worker", "is_noted"), [(1, True), (2, False)])
+def test_a_single_thread_is_said_where_there_are_more_and_nothing_was_asked_for(
+    model: SegmentationModel,
+    store: Store,
+    tmp_path: Path,
+    cpus_per_worker: int,
+    is_noted: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    evaluate(
+        model,
+        store,
+        Protocol(store_digest=store.digest, split="val"),
+        workers=WorkersConfig(cpus_per_worker=cpus_per_worker),
+        storage_dir=tmp_path,
+    )
+    torch.set_num_threads(num_threads)
+    assert ("--num-workers 4" in capsys.readouterr().out) == is_noted
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(
+    model: SegmentationModel, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="--use-gpu True must find a GPU"):
+        evaluate(
+            model,
+            store,
+            Protocol(store_digest=store.digest, split="val"),
+            workers=WorkersConfig(use_gpu=True),
+            storage_dir=tmp_path,
+        )
+
+
 @pytest.mark.slow
 def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store, tmp_path: Path) -> None:
     """Three images, so that two workers have unequal shares; more workers than this machine may have CPUs."""
@@ -78,7 +116,12 @@ def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store
     with cluster.connect(tmp_path):
         evaluations = [
             evaluate_on_cluster(
-                model, store, protocol, workers=WorkersConfig(num_workers=number), has_boundaries=True
+                model,
+                store,
+                protocol,
+                workers=WorkersConfig(num_workers=number),
+                has_boundaries=True,
+                num_examples=1,
             )
             for number in (1, 2, 3)
         ]
@@ -101,6 +144,9 @@ def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store
             assert np.array_equal(other.images[index].boundary, image.boundary)  # type: ignore[arg-type]
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the workers have
-    alone = evaluate_model(model, store, protocol, has_boundaries=True)
+    alone = evaluate_model(model, store, protocol, has_boundaries=True, num_examples=1)
     torch.set_num_threads(num_threads)
     assert alone.scores == first.scores
+    for index, image in alone.images.items():
+        for shared in evaluations:
+            assert np.array_equal(shared.images[index].prediction, image.prediction)  # type: ignore[arg-type]

@@ -109,6 +109,23 @@ def test_inputs_that_make_no_sense_are_refused(
         predict_pictures(model, pictures, pictures)
 
 
+def test_pictures_below_the_output_folder_are_segmented_and_its_results_are_not(
+    model: SegmentationModel, pictures: Path, tmp_path: Path
+) -> None:
+    """--input pictures/more --output pictures; what earlier calls wrote is known by its name."""
+    for asked in (pictures / "more", f"{pictures}/more/*.webp", pictures / "more"):
+        report = predict_pictures(model, asked, pictures)
+        assert report.label_paths == [pictures / "c_label.png"]
+    inner = predict_pictures(model, f"{pictures}/*/*", pictures / "more")
+    assert inner.label_paths == [pictures / "more/more/c_label.png"]
+    again = predict_pictures(model, f"{pictures}/**/*.webp", pictures / "more")
+    assert again.label_paths == [pictures / "more/more/c_label.png"]
+    with pytest.raises(InputError, match=r"all 2 of .* are results of earlier calls"):
+        predict_pictures(model, f"{pictures}/more/more/*", pictures / "more")
+    with pytest.raises(InputError, match="another folder than --input"):
+        predict_pictures(model, f"{pictures}/*.png", pictures)
+
+
 def test_one_picture_is_a_folder_of_one(model: SegmentationModel, pictures: Path, tmp_path: Path) -> None:
     report = predict_pictures(model, pictures / "a.png", tmp_path / "out")
     assert [path.name for path in report.label_paths] == ["a_label.png"]
@@ -138,8 +155,31 @@ def test_pictures_of_one_stem_do_not_overwrite_each_other() -> None:
     ]
 
 
+def test_a_video_and_the_frames_of_a_folder_of_its_name_do_not_overwrite_each_other(
+    model: SegmentationModel, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "drives", tmp_path / "out"
+    (folder / "drive").mkdir(parents=True)
+    write_video(folder / "drive.mp4", num_frames=2)
+    Image.fromarray(images[0]).save(folder / "drive/frame_000000.png")
+    report = predict_pictures(model, folder, out)
+    assert [str(path.relative_to(out)) for path in report.label_paths] == [
+        "drive/frame_000000_label.png",
+        "drive.mp4/frame_000000_label.png",
+        "drive.mp4/frame_000001_label.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("views", "remedy"), [(Views(), "--window 713 or less"), (Views(window=33), "--window below 33")]
+)
 def test_a_picture_that_the_memory_does_not_hold_is_named_and_the_others_go_on(
-    model: SegmentationModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: SegmentationModel,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    views: Views,
+    remedy: str,
 ) -> None:
     with Image.open(pictures / "a.png") as small:
         small.resize((small.width * 2, small.height * 2)).save(pictures / "large.png")
@@ -156,9 +196,9 @@ def test_a_picture_that_the_memory_does_not_hold_is_named_and_the_others_go_on(
         return predict_batch(self, images, views)
 
     monkeypatch.setattr(SegmentationModel, "predict_batch", on_a_small_device)
-    report = predict_pictures(model, pictures, tmp_path / "out", batch_size=len(sizes))
+    report = predict_pictures(model, pictures, tmp_path / "out", views=views, batch_size=len(sizes))
     assert [(path.name, reason) for path, reason in report.unreadable] == [
-        (largest, "the memory of cpu does not suffice; --window 713 or less takes less")
+        (largest, f"the memory of cpu does not suffice; {remedy} takes less")
     ]
     assert len(report.label_paths) == len(sizes) - 1
     assert report.areas_path is not None

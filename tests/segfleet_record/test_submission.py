@@ -91,6 +91,19 @@ def test_a_split_without_labels_can_be_submitted(
         evaluate_model(street_model, street_store, protocol)
 
 
+def test_a_submission_that_the_memory_does_not_hold_is_one_plain_message_without_a_zip(
+    street_model: SegmentationModel, street_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(SegmentationModel, "predict", predict)
+    protocol = Protocol(store_digest=street_store.digest, split="test", window=65)
+    with pytest.raises(InputError, match=r"nowhere_000000_000019 of 48 x 96 .*--window below 65 takes less"):
+        write_submission(street_model, street_store, protocol, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_that_are_not_cityscapes_are_refused(
     street_model: SegmentationModel, street_store: Store, tmp_path: Path
 ) -> None:
@@ -117,7 +130,7 @@ def test_rooms_are_refused_as_a_submission_and_work_in_all_other_ways(
     model = model_of(NYUV2_40, write_checkpoint, tmp_path)
     for name in ("whole", "semseg", "semseg_ms", "mmseg", "mmseg_ms"):
         protocol = ViewOptions(protocol=name).protocol_on(store.digest, "val", crop_size=33)
-        evaluation = evaluate_model(model, store, protocol, has_boundaries=True)
+        evaluation = evaluate_model(model, store, protocol, has_boundaries=True, num_examples=1)
         assert evaluation.scores.category_iou == {}
         assert evaluation.scores.category_miou is None
         assert evaluation.scores.mean_boundary_f is not None
