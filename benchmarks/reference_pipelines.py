@@ -213,7 +213,7 @@ def _semseg_by_pillow(image_path: str, label_path: str) -> tuple[torch.Tensor, t
         image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill)
         label = label.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX)
     if random.random() < 0.5:
-        image = image.filter(ImageFilter.GaussianBlur(1.1))
+        image = image.filter(ImageFilter.GaussianBlur(1.0))
     if random.random() < 0.5:
         image, label = ImageOps.mirror(image), ImageOps.mirror(label)
     left, top = (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pspnet.cpu_photometric import OUTSIDE, distort_into
 from pspnet.labels import IGNORE_INDEX
-from pspnet.transforms import Axis, Sample, gaussian_taps, source_window
+from pspnet.transforms import BLUR_TAPS, Axis, Sample, source_window
 
 _BITS = 32
 """Of the fraction of a fixed-point coordinate."""
@@ -47,7 +47,7 @@ def crop_into(
     scale = (1 / np.asarray(std, dtype=np.float64)).astype(np.float32)
     offset = (np.asarray(mean, dtype=np.float64) / std).astype(np.float32)
     height, width = out_ids.shape
-    crop = np.empty_like(out) if sample.blur_sigma else out
+    crop = np.empty_like(out) if sample.is_blurred else out
     if sample.angle:
         vertical, horizontal = _turn(sample, height, width)
         _turned(crop, out_ids, pixels, ids, vertical, horizontal, scale, offset, outside)
@@ -68,8 +68,8 @@ def crop_into(
             offset,
             outside,
         )
-    if sample.blur_sigma:
-        _blur(out, crop, gaussian_taps(sample.blur_sigma).astype(np.float32))
+    if sample.is_blurred:
+        _blur(out, crop, BLUR_TAPS)
     if sample.photometric is not None:
         distort_into(out, out_ids, sample.photometric, mean=mean, std=final_std)
 

@@ -23,7 +23,7 @@ from pspnet.photometric import draw_photometric
 from pspnet.sampling import ClassUniform, draw_focus, place_window, random_offset, require_label
 from pspnet.sizes import Size
 from pspnet.store import Split
-from pspnet.transforms import BLUR_SIGMA, Sample, Window, source_window
+from pspnet.transforms import Sample, Window, source_window
 
 ROTATE_PROBABILITY = 0.5
 """Share of the windows that are rotated, where rotation is on (semseg)."""
@@ -106,7 +106,7 @@ def draw_sample(
         left=left,
         flip=bool(chances[3] < flip_probability),
         angle=rotate_degrees * (2 * float(chances[5]) - 1) if is_rotated else 0.0,
-        blur_sigma=BLUR_SIGMA if chances[6] < blur_probability else 0.0,
+        is_blurred=bool(chances[6] < blur_probability),
         photometric=draw_photometric(seed=seed, epoch=epoch, position=position) if is_photometric else None,
     )
 

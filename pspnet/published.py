@@ -17,7 +17,7 @@ from pspnet.initialisation import WithoutDraws
 from pspnet.model import PSPNet
 from pspnet.resnet import ARCHITECTURES, Bottleneck
 from pspnet.sizes import notation
-from pspnet.weights import key_differences, load_checked, read_file
+from pspnet.weights import key_differences, load_checked, read_file, read_tensors, tensors_of
 
 Origin = Literal["semseg", "mmsegmentation"]
 
@@ -91,7 +91,7 @@ def read_published(
     """
     path = Path(path)
     content = read_file(path, field)
-    given = _state_dict(content, path, field)
+    given = tensors_of(content, path, field)
     origin = _origin(given, path, field)
     weights = {_renamed(key, origin): value for key, value in given.items()}
     settings = "" if origin == "semseg" else str(content.get("meta"))
@@ -128,7 +128,7 @@ def load_network_weights(model: PSPNet, weights: str) -> None:
     if weights == "":
         return
     path = Path(weights)
-    given = _state_dict(read_file(path, "model.weights"), path, "model.weights")
+    given = read_tensors(path, "model.weights")
     if "head.conv.weight" not in given:
         published = read_published(
             path, bin_sizes=model.architecture["bin_sizes"] or (1, 2, 3, 6), align_corners=model.align_corners
@@ -162,22 +162,6 @@ def _require_same(architecture: Mapping[str, Any], published: PublishedNetwork, 
             f"model.weights must be of the network that is configured, but {path} is one of {published.origin} with "
             f"{theirs}, and configured is {ours}. Set these as the file has them."
         )
-
-
-def _state_dict(content: Any, path: Path, field: str) -> dict[str, Tensor]:
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
-        raise InputError(
-            f"{field} must hold tensors by their names, alone or under state_dict, but {path} holds something else. "
-            "Save the network's state_dict() alone."
-        )
-    if all(str(key).startswith("module.") for key in state):
-        return {str(key).removeprefix("module."): value for key, value in state.items()}
-    return {str(key): value for key, value in state.items()}
 
 
 def _origin(given: Mapping[str, Tensor], path: Path, field: str) -> Origin:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 """Without it crops on a CPU are made like those on a GPU, five times as slowly."""
-BLUR_SIGMA = 1.1
-"""Of the 5x5 Gaussian; what cv2.GaussianBlur derives from that size (semseg)."""
+BLUR_TAPS = np.array([1, 4, 6, 4, 1], np.float32) / 16
+"""Of the blur, along rows and columns: what cv2.GaussianBlur(image, (5, 5), 0) takes, as semseg asks for it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Sample:
     """Whether the crop is mirrored left to right."""
     angle: float = 0.0
     """Degrees by which the crop is turned about its centre."""
-    blur_sigma: float = 0.0
-    """Standard deviation, in pixels, of the Gaussian; 0 for none."""
+    is_blurred: bool = False
+    """Whether the crop is blurred with `BLUR_TAPS`."""
     photometric: Photometric | None = None
     """How brightness and colours of the crop are distorted; padding keeps its colour."""
 
@@ -131,8 +131,8 @@ def crop(
     """Return the crop of one sample from its source window: float32 (3, h, w) in grey levels, uint8 (h, w)."""
     read = _rotated if sample.angle else _upright
     image, label, inside = read(window, target, sample, crop_size, _column(mean, window.device))
-    if sample.blur_sigma:
-        image = blur(image, sample.blur_sigma)
+    if sample.is_blurred:
+        image = blur(image)
     if sample.photometric is not None:
         distorted = distort(image, sample.photometric)
         image = distorted if inside is None else torch.where(inside, distorted, image)
@@ -146,11 +146,9 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images.float() - _column(mean, images.device)) / _column(std, images.device)
 
 
-def blur(image: Tensor, sigma: float) -> Tensor:
-    """Return the image, float (3, h, w), under a 5x5 Gaussian, reflected at the border (cv2.GaussianBlur)."""
-    offsets = torch.arange(-2, 3, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
+def blur(image: Tensor) -> Tensor:
+    """Return the image, float32 (3, h, w), blurred with `BLUR_TAPS`, reflected at the border (cv2.GaussianBlur)."""
+    kernel = _sent(BLUR_TAPS, image.device)
     padded = functional.pad(image[:, None], (2, 2, 2, 2), mode="reflect")
     return functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[
         :, 0
@@ -249,12 +247,6 @@ class Axis:
     def pick(self, label: Tensor, *, dim: int) -> Tensor:
         """Return the nearest neighbours along `dim`."""
         return label.index_select(dim, _sent(self.nearest, label.device))
-
-
-def gaussian_taps(sigma: float) -> np.ndarray:
-    """Return the five weights of a Gaussian, which sum to 1."""
-    taps = np.exp(-(np.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
-    return taps / taps.sum()
 
 
 def _rotation_margin(angle: float, side: int, other: int) -> int:

@@ -26,13 +26,16 @@ IMAGENET = "imagenet"
 def load_backbone_weights(model: PSPNet, weights: str) -> None:
     """Set the weights of `model.backbone`: "" leaves it, "imagenet" takes torchvision's or timm's, else a file's.
 
-    A file has torchvision's names (timm's for a backbone of timm), with or without the layers after the backbone.
+    A file has torchvision's names (timm's for a backbone of timm), alone or under `state_dict`, with or without the
+    layers after the backbone.
     InputError names every key that is missing, unexpected or of another shape.
     """
     if weights == "":
         return
     backbone = model.backbone
-    given = _download(backbone) if weights == IMAGENET else read_tensors(Path(weights))
+    given = (
+        _download(backbone) if weights == IMAGENET else read_tensors(Path(weights), "model.backbone_weights")
+    )
     problems = load_checked(backbone, backbone.named_as_here(given))
     if problems:
         raise InputError(
@@ -67,15 +70,26 @@ def key_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
     return "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems if keys)
 
 
-def read_tensors(path: Path, field: str = "model.backbone_weights") -> dict[str, Tensor]:
+def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
     """Return the tensors of a file by their names; InputError where it is absent, damaged or holds anything else."""
-    state = read_file(path, field)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    return tensors_of(read_file(path, field), path, field)
+
+
+def tensors_of(content: Any, path: Path, field: str) -> dict[str, Tensor]:
+    """Return the tensors in what `read_file` returned: alone or under `state_dict`, DDP's `module.` taken away."""
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
         raise InputError(
-            f"{field} must hold a dict of tensors, but {path} holds something else. "
+            f"{field} must hold tensors by their names, alone or under state_dict, but {path} holds something else. "
             "Save the network's state_dict() alone."
         )
-    return state
+    if all(str(key).startswith("module.") for key in state):
+        return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {str(key): value for key, value in state.items()}
 
 
 def read_file(path: Path, field: str) -> Any:

@@ -104,16 +104,16 @@ def test_the_compiled_loop_gives_the_same_numbers(image: Tensor) -> None:
 
 
 @pytest.mark.parametrize("angle", [0.0, 8.0])
-@pytest.mark.parametrize("blur_sigma", [0.0, 1.1])
+@pytest.mark.parametrize("is_blurred", [False, True])
 @pytest.mark.parametrize("size", [33, 81])
 def test_a_crop_is_distorted_before_it_is_normalised_and_its_padding_is_not(
-    angle: float, blur_sigma: float, size: int
+    angle: float, is_blurred: bool, size: int
 ) -> None:
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
     ids = torch.from_numpy(rng.integers(0, 5, (50, 70), dtype=np.uint8))
     top = (61 - size) // 2
-    plain = Sample(0, (50, 70), (61, 86), top, 12, flip=True, angle=angle, blur_sigma=blur_sigma)
+    plain = Sample(0, (50, 70), (61, 86), top, 12, flip=True, angle=angle, is_blurred=is_blurred)
     area = source_window(plain, size)
     part = slice(area.top, area.top + area.height), slice(area.left, area.left + area.width)
     window, target = pixels[part].permute(2, 0, 1), ids[part]

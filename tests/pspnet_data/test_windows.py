@@ -17,7 +17,7 @@ from pspnet.labels import IGNORE_INDEX, NYUV2_13
 from pspnet.photometric import Photometric
 from pspnet.sizes import Size, sides
 from pspnet.store import Store, publish_store, write_shard
-from pspnet.transforms import Sample, crop, normalise, prepare_batch, source_window
+from pspnet.transforms import Sample, blur, crop, normalise, prepare_batch, source_window
 
 MEAN = (100.0, 110.0, 120.0)
 TIE = 200
@@ -187,8 +187,26 @@ def test_a_crop_on_the_cpu_is_the_plain_crop_normalised(store: Store, size: Size
             assert difference < (2e-4 if sample.angle else 1e-5)
             # ... and its labels are read in fixed point: where two pixels are equally near, either may be taken
             assert (target != plain_label.long()).float().mean() <= (1e-3 if sample.angle else 0)
-            kinds.add((sample.angle != 0, sample.blur_sigma != 0, sample.flip))
+            kinds.add((sample.angle != 0, sample.is_blurred, sample.flip))
     assert len(kinds) == 8
+
+
+def test_a_blur_has_the_weights_1_4_6_4_1_along_rows_and_columns() -> None:
+    image = torch.zeros(3, 9, 9)
+    image[:, 4, 4] = 256
+    weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
+    assert torch.equal(blur(image)[:, 2:7, 2:7], torch.outer(weights, weights).expand(3, 5, 5))
+    assert blur(image).sum() == 3 * 256
+
+
+def test_a_blur_is_semsegs_call_of_opencv() -> None:
+    """Of whole grey levels both are exact: multiples of 1/256; of uint8 OpenCV rounds them, halves upwards."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra bench")
+    image = np.random.default_rng(0).integers(0, 256, (41, 57, 3), dtype=np.uint8)
+    levels = np.float32(image)
+    found = blur(torch.from_numpy(levels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(found, cv2.GaussianBlur(levels, (5, 5), 0))
+    np.testing.assert_array_equal(np.floor(found + 0.5), cv2.GaussianBlur(image, (5, 5), 0))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
+from pspnet.initialisation import WithoutDraws
 from pspnet.mobilenet import MobileNetV2
 from pspnet.resnet import ResNet
 
@@ -36,24 +37,38 @@ def test_without_dilation_it_is_torchvisions_network(name: str) -> None:
     assert torch.equal(features.stage4, expected[1])
 
 
-def test_dilated_it_is_torchvisions_network_altered_as_the_papers_authors_do() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("output_stride", "dilations"), [(8, {"layer3": 2, "layer4": 4}), (16, {"layer4": 2})]
+)
+def test_dilated_it_is_torchvisions_network_altered_as_the_papers_authors_do(
+    name: str, output_stride: int, dilations: dict[str, int]
+) -> None:
     """github.com/hszhao/semseg sets stride 1 and dilation 2 in all of stage 3, and 4 in all of stage 4."""
-    theirs, ours = torchvision_stages("resnet50"), ResNet("resnet50").eval()
+    theirs, ours = torchvision_stages(name), ResNet(name, output_stride=output_stride).eval()
     ours.load_state_dict(
         {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     )
-    for stage, dilation in ((theirs.layer3, 2), (theirs.layer4, 4)):
-        for name, module in stage.named_modules():
-            if name.endswith("conv2"):
-                module.dilation, module.padding, module.stride = (dilation,) * 2, (dilation,) * 2, (1, 1)
-            elif name.endswith("downsample.0"):
+    for stage, dilation in dilations.items():
+        for module in getattr(theirs, stage).modules():
+            if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
+                if module.kernel_size == (3, 3):
+                    module.dilation = module.padding = (dilation, dilation)
     images = torch.randn(1, 3, 65, 97)
     with torch.no_grad():
         expected, features = stage3_and_4(theirs, images), ours(images)
-    assert features.stage4.shape == (1, 2048, 9, 13)
+    assert features.stage4.shape[2:] == (64 // output_stride + 1, 96 // output_stride + 1)
     assert torch.equal(features.stage3, expected[0])
     assert torch.equal(features.stage4, expected[1])
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152"])
+def test_the_other_depths_have_torchvisions_names_and_shapes(name: str) -> None:
+    with torch.device("meta"), WithoutDraws():
+        theirs, ours = torchvision.models.get_model(name), ResNet(name)
+    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])

@@ -151,6 +151,19 @@ def test_a_limited_gradient_is_that_of_clip_grad_norm(limit: float, is_limited: 
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-12, atol=1e-14)
 
 
+def test_a_limit_is_for_the_gradient_without_the_scale_of_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On CPUs a convolution in fp16 takes seconds.
+    monkeypatch.setattr(engine, "autocast", lambda *_: contextlib.nullcontext())
+    weights = []
+    for precision in ("fp32", "fp16"):
+        model = engine_workers.new_model()
+        arguments: dict[str, Any] = {"prepare": prepare_in_float32, "precision": precision}
+        engine_workers.train(model, engine_workers.batches(0, 1), **arguments, max_gradient_norm=0.1)
+        weights.append(model.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight)
+
+
 def test_a_warm_up_is_linear_lr_chained_with_poly() -> None:
     rates: list[float] = []
     batch = next(engine_workers.batches(0, 1))
@@ -287,6 +300,7 @@ def test_bf16_trains_close_to_fp32() -> None:
             )
         )
     assert stats[1].loss == pytest.approx(stats[0].loss, rel=0.05)
+    assert stats[1].loss != stats[0].loss
 
 
 def test_the_wait_for_data_is_measured() -> None:

@@ -73,7 +73,7 @@ def test_a_weights_file_that_is_absent_damaged_or_no_state_dict_is_refused(tmp_p
         ("absent.pth", "there is no file"),
         ("torso.pth", "cannot be read"),
         ("torso.safetensors", "cannot be read"),
-        ("list.pth", "dict of tensors"),
+        ("list.pth", "tensors by their names"),
     ):
         with pytest.raises(InputError, match=rule):
             load_backbone_weights(model, str(tmp_path / name))
@@ -128,14 +128,21 @@ def test_imagenet_takes_torchvisions_weights_by_the_backbones_name(
     assert any(key.startswith(cut) for key in state)
 
 
-def test_the_stem_of_mmsegmentations_resnet_v1c_is_the_deep_one_by_other_names() -> None:
-    backbone = PSPNet(3, backbone="resnet18", head_channels=8, deep_stem=True).backbone
+def test_a_file_of_mmsegmentations_resnet_v1c_has_the_deep_stem_by_other_names_under_state_dict(
+    tmp_path: Path,
+) -> None:
+    source, model = (
+        PSPNet(3, backbone="resnet18", head_channels=8, deep_stem=True, deep_stem_channels=64)
+        for _ in range(2)
+    )
     names = {
         "conv1.weight": "stem.0.weight",
         "bn2.running_var": "stem.4.running_var",
         "conv3.weight": "stem.6.weight",
     }
-    state = backbone.state_dict()
+    state = source.backbone.state_dict()
     renamed = {names.get(key, key): value for key, value in state.items()}
     assert renamed.keys() != state.keys()
-    assert backbone.named_as_here(renamed).keys() == state.keys()
+    torch.save({"meta": {}, "state_dict": renamed}, tmp_path / "v1c.pth")
+    load_backbone_weights(model, str(tmp_path / "v1c.pth"))
+    assert all(torch.equal(value, state[key]) for key, value in model.backbone.state_dict().items())

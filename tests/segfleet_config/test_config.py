@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet import backbones
+from pspnet.data import num_iterations
 from pspnet.errors import InputError
 from pspnet.sizes import sides
 from segfleet import config
@@ -28,6 +29,37 @@ def test_a_stored_configuration_loads_to_an_equal_one(name: str, tmp_path: Path)
     path = tmp_path / "config.json"
     path.write_text(to_json(search))
     assert load_config(SearchConfig, path) == search
+
+
+RECIPES: dict[str, tuple[Any, ...]] = {
+    "cityscapes_semseg_r50": (713, 37_000, 16, 0.01, 0.1, 0.0, 1e-4, 0.4, "resnet50", 512),
+    "cityscapes_semseg_r101": (713, 37_000, 16, 0.01, 0.1, 0.0, 1e-4, 0.4, "resnet101", 512),
+    "cityscapes_mmseg_r50_769": (769, 80_136, 8, 0.01, 0.01, 1e-4, 5e-4, 0.4, "resnet50", 512),
+    "cityscapes_mmseg_r50_512x1024": ("512x1024", 80_136, 8, 0.01, 0.01, 1e-4, 5e-4, 0.4, "resnet50", 512),
+    "cityscapes_paddle_r101": ("512x1024", 80_136, 8, 0.01, 0.01, 1e-5, 4e-5, 0.4, "timm:resnet101d", 1024),
+    "nyuv2_r50": (473, 9_800, 16, 0.01, 0.1, 0.0, 1e-4, 0.4, "resnet50", 512),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_numbers_of_the_source_that_it_names(name: str) -> None:
+    """In whole epochs. PaddleSeg's channels are its PSPNet's pp_out_channels; NYU Depth has no source."""
+    preset = training_preset(name)
+    model, optim, schedule = preset.model, preset.optim, preset.schedule
+    num_images = 795 if name == "nyuv2_r50" else 2975
+    assert RECIPES[name] == (
+        preset.data.crop_size,
+        schedule.num_epochs * num_iterations(num_images, schedule.global_batch_size),
+        schedule.global_batch_size,
+        optim.base_lr,
+        optim.base_lr * optim.head_lr_factor,
+        optim.min_lr,
+        optim.weight_decay,
+        optim.aux_loss_weight,
+        model.backbone,
+        model.head_channels,
+    )
+    assert model.backbone_weights == "imagenet"
 
 
 def test_override_is_what_one_would_write_by_hand() -> None:

@@ -72,6 +72,35 @@ class Record:
         self.transforms: list[Any] = []
 
 
+def their_settings(semseg: Any, layers: int) -> Any:
+    folder = Path(os.environ["SEGFLEET_SEMSEG"]) / "config" / "cityscapes"
+    return semseg.config.load_cfg_from_cfg_file(str(folder / f"cityscapes_pspnet{layers}.yaml"))
+
+
+@pytest.mark.parametrize("layers", [50, 101])
+def test_every_setting_of_their_file_is_the_presets(semseg: Any, layers: int) -> None:
+    theirs, preset = their_settings(semseg, layers), training_preset(f"cityscapes_semseg_r{layers}")
+    data, optim, schedule = preset.data, preset.optim, preset.schedule
+    ours = {
+        "train_h": data.crop_size,
+        "train_w": data.crop_size,
+        "scale_min": data.min_scale,
+        "scale_max": data.max_scale,
+        "rotate_min": -data.rotate_degrees,
+        "rotate_max": data.rotate_degrees,
+        "epochs": schedule.num_epochs,
+        "batch_size": schedule.global_batch_size,
+        "train_gpu": list(range(preset.workers.num_workers)),
+        "base_lr": optim.base_lr,
+        "power": optim.power,
+        "momentum": optim.momentum,
+        "weight_decay": optim.weight_decay,
+        "aux_weight": optim.aux_loss_weight,
+    }
+    assert {name: theirs[name] for name in ours} == ours
+    assert preset.model.backbone == f"resnet{theirs.layers}"
+
+
 def trained_by_semseg(semseg: Any, folder: Path, dtype: torch.dtype) -> Record:
     """Run their main_worker on random pictures; its arguments are their configuration file's, made small."""
     record = Record()
@@ -80,9 +109,7 @@ def trained_by_semseg(semseg: Any, folder: Path, dtype: torch.dtype) -> Record:
     targets = torch.randint(0, 19, (len(images), CROP, CROP), generator=generator)
     targets[:, :20] = 255
     targets[1, 30:] = 255
-    config = Path(os.environ["SEGFLEET_SEMSEG"]) / "config" / "cityscapes" / "cityscapes_pspnet50.yaml"
-    arguments = semseg.config.load_cfg_from_cfg_file(str(config))
-    assert (arguments.train_h, arguments.layers) == (713, 50)
+    arguments = their_settings(semseg, 50)
     # One worker: as main() has it for one GPU.
     arguments.update(distributed=False, multiprocessing_distributed=False, sync_bn=False, workers=0)
     arguments.update(epochs=EPOCHS, batch_size=BATCH, save_path=str(folder), save_freq=1000)

@@ -20,6 +20,7 @@ from pspnet.engine import evaluate, train_one_epoch
 from pspnet.errors import InputError
 from pspnet.memory import GIB
 from pspnet.model import PSPNet
+from pspnet.resnet import ARCHITECTURES, BasicBlock
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError, TrainStats
 from segfleet import worker
@@ -31,8 +32,9 @@ from segfleet.memory import peak_bytes, predicted
 from segfleet.outcome import Outcome, message_of, read_outcome, reason_of, record_outcome
 from segfleet.override import override
 from segfleet.place import Place
+from segfleet.progress_log import ProgressLog
 from segfleet.trainer import check_data
-from segfleet.worker import PROGRESS_FILE, Task, execute, train
+from segfleet.worker import PROGRESS_FILE, Task, Training, execute, train
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
 
@@ -59,6 +61,10 @@ def trained(config: TrainingConfig, run_dir: Path, *, die_after: int = 0) -> lis
     else:
         train(task_of(config, run_dir), Place(), report=report)
     return reports
+
+
+def built(config: TrainingConfig, run_dir: Path) -> Training:
+    return Training(config, task_of(config, run_dir), Place(), log=ProgressLog(None), writer=None)
 
 
 def weights_digest(run_dir: Path, epoch: int = 3) -> str:
@@ -177,6 +183,58 @@ def test_a_finished_training_is_reported_again_and_not_trained_again(
     assert again == [reports[-1] | {"useful_s_at_start": reports[-1]["useful_s"]}]
     assert again[0]["is_last"]
     assert weights_digest(tmp_path / "a") == before
+
+
+ALONE: list[dict[str, Any]] = [
+    {"schedule.accumulation_steps": 2},
+    {"optim.max_gradient_norm": 0.1},
+    {"optim.warm_up_iterations": 2},
+    {"optim.warm_up_iterations": 2, "optim.warm_up_start": 0.5},
+    {"optim.min_lr": 0.005},
+    {"optim.aux_loss_weight": 0.2},
+    {"loss.label_smoothing": 0.1},
+    {"model.freeze_stages": 2},
+    {"model.freeze_batch_norm": "backbone"},
+    {"workers.precision": "bf16"},
+]
+
+
+def test_each_setting_alone_trains_other_weights(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One epoch each, of half the blocks of a ResNet-18."""
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", (BasicBlock, (1, 1, 1, 1)))
+    config = override(
+        config, {"schedule.global_batch_size": 4, "schedule.num_epochs": 1, "model.head_channels": 8}
+    )
+    settings_of: dict[str, dict[str, Any]] = {}
+    for changes in [{}, *ALONE]:
+        training = built(override(config, changes), tmp_path)
+        training._train_epoch(0, None)
+        digest = hashlib.sha256()
+        for value in training.evaluated_model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        same = settings_of.setdefault(digest.hexdigest(), changes)
+        assert same is changes, f"{changes} trains the weights of {same}"
+
+
+@pytest.mark.parametrize("setting", ["workers.recompute", "workers.compile"])
+def test_blocks_are_recomputed_and_steps_compiled_where_that_is_set(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    asked: list[str] = []
+
+    def compiled(model: PSPNet, **_: object) -> PSPNet:
+        asked.append("workers.compile")
+        return model
+
+    monkeypatch.setattr(worker, "recompute_blocks", lambda model: asked.append("workers.recompute"))
+    monkeypatch.setattr(worker, "require_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", compiled)
+    built(config, tmp_path)
+    assert asked == []
+    built(override(config, {setting: True}), tmp_path)
+    assert asked == [setting]
 
 
 def test_evaluating_less_often_trains_the_same(config: TrainingConfig, tmp_path: Path) -> None:
