@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,18 +85,31 @@ def test_there_is_no_notice_until_there_is_one_and_a_token_that_is_too_old_is_as
     assert metadata.taken_back_at() == AT
 
 
+class Counted(Metadata):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def taken_back_at(self) -> datetime | None:
+        self.asked += 1
+        return super().taken_back_at()
+
+
 def test_a_service_that_is_away_is_waited_for(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    metadata = Metadata("http://127.0.0.1:9")
+    metadata = Counted("http://127.0.0.1:9")
     found: list[datetime] = []
-    thread = threading.Thread(target=lambda: found.append(watch(metadata, poll_s=0.02)))
+    thread = threading.Thread(target=lambda: found.append(watch(metadata, poll_s=0.02)), daemon=True)
     thread.start()
     service.notice = {"action": "stop", "time": AT.isoformat()}
-    while not (said := capsys.readouterr().out):
-        pass
+    deadline = time.monotonic() + 60
+    while metadata.asked < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
     metadata._address = service.address
-    thread.join()
+    thread.join(60)
     assert found == [AT]
+    said = capsys.readouterr().out
     assert said.startswith("waiting for the instance's metadata")
+    assert said.count("\n") == 1  # once, however often it is asked
 
 
 def test_the_program_says_when_and_fails_plainly_where_no_cluster_is(
