@@ -146,7 +146,7 @@ def search(config: TrainingConfig, folder: Path, lowest: float) -> subprocess.Co
         "score_trials_on": "val",
         "max_concurrent_trials": 1,
     }
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "search.json").write_text(json.dumps(settings))
     return subprocess.run(
         [sys.executable, "jobs/tune_cityscapes.py", "--config", str(folder / "search.json")],
