@@ -18,12 +18,12 @@ from pspnet.pictures import confusion_matrix_picture, panel
 from pspnet.store import Split, Store
 from segfleet.boundary import boundary_counts, boundary_f
 from segfleet.checkpoint import finite
-from segfleet.fitting import predict_fitting
 from segfleet.folders import writable_folder
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
 from segfleet.scores import Scores
+from segfleet.too_large import predict_or_refuse
 
 SCORES_FILE, COUNTS_FILE = "scores.json", "image_counts.npz"
 
@@ -116,7 +116,7 @@ def count_images(
     num_classes = model.class_table.num_classes
     images: dict[int, ImageCounts] = {}
     for index in indices:
-        prediction = predict_fitting(model, split.image(index), protocol, name=split.name(index))
+        prediction = predict_or_refuse(model, split.image(index), protocol, name=split.name(index))
         label = split.label(index)
         assert label is not None
         confusion = ConfusionMatrix(num_classes)

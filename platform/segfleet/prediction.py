@@ -11,15 +11,14 @@ import numpy as np
 from PIL import Image
 
 from pspnet.errors import InputError
-from pspnet.exhaustion import is_out_of_memory
 from pspnet.labels import ClassTable
 from pspnet.pictures import legend, overlay
-from segfleet.fitting import smaller
 from segfleet.folders import writable_folder
 from segfleet.frames import LABEL_ENDING, OVERLAY_ENDING, Frame, find_inputs
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Views
+from segfleet.too_large import predict_if_it_fits, smaller
 
 AREAS_FILE = "class_areas.csv"
 
@@ -102,7 +101,7 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 
 def _segmented(model: SegmentationModel, batch: list[Frame], views: Views) -> Iterator[np.ndarray | str]:
     """Yield the train ids of each frame, or why there are none."""
-    found = _fitting(model, [frame.image for frame in batch if frame.image is not None], views)
+    found = predict_if_it_fits(model, [frame.image for frame in batch if frame.image is not None], views)
     if found is None and len(batch) > 1:  # one by one they may fit
         for frame in batch:
             yield from _segmented(model, [frame], views)
@@ -113,16 +112,6 @@ def _segmented(model: SegmentationModel, batch: list[Frame], views: Views) -> It
     segmented = iter(found)
     for frame in batch:
         yield frame.fault if frame.image is None else next(segmented)
-
-
-def _fitting(model: SegmentationModel, images: list[np.ndarray], views: Views) -> list[np.ndarray] | None:
-    """Return the train ids of the images, or None, with the memory given back, where it does not suffice."""
-    try:
-        return model.predict_batch(images, views)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
 
 
 def _write(output_dir: Path, frame: Frame, train_ids: np.ndarray, class_table: ClassTable) -> Path:

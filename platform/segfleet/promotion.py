@@ -13,13 +13,13 @@ from pspnet.store import Store
 from segfleet.clean_load import check_clean_load
 from segfleet.comparison import side_by_side
 from segfleet.evaluation import Evaluation, evaluate_model
-from segfleet.fitting import predict_fitting
 from segfleet.gate import Decision, Limits, Measured, decide, size_failures
 from segfleet.package import SegmentationModel
 from segfleet.promotion_record import PromotionEntry, alone, append, history, record
 from segfleet.protocol import Protocol, ViewOptions
 from segfleet.registry import CHALLENGER, CHAMPION, aliases_of, fetch, find_version
 from segfleet.scores import Scores
+from segfleet.too_large import predict_or_refuse
 
 LATENCY_ROUNDS, LATENCY_IMAGES = 3, 2
 
@@ -262,6 +262,6 @@ def _seconds_per_image(
         for of_model, model in zip(taken, models, strict=True):
             started = time.perf_counter()
             for name, image in images:
-                predict_fitting(model, image, protocol, name=name)
+                predict_or_refuse(model, image, protocol, name=name)
             of_model.append((time.perf_counter() - started) / len(images))
     return [median(of_model) for of_model in taken]

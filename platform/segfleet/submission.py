@@ -17,11 +17,11 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, ClassTable
 from pspnet.store import Split, Store
 from segfleet.evaluation import check_classes
-from segfleet.fitting import predict_fitting
 from segfleet.folders import writable_folder
 from segfleet.package import SegmentationModel
 from segfleet.progress import tracked
 from segfleet.protocol import Protocol
+from segfleet.too_large import predict_or_refuse
 
 ENDING = "_pred_labelIds.png"
 ZIP_FILE = "submission.zip"
@@ -43,7 +43,7 @@ def write_submission(
     paths = []
     indices = range(len(split))
     for index in tracked(indices, f"segmenting {protocol.split} with {model.source}"):
-        ids = CITYSCAPES.id_of(predict_fitting(model, split.image(index), protocol, name=split.name(index)))
+        ids = CITYSCAPES.id_of(predict_or_refuse(model, split.image(index), protocol, name=split.name(index)))
         assert ids.dtype == np.uint8
         paths.append(out_dir / names[index])
         Image.fromarray(ids).save(paths[-1])

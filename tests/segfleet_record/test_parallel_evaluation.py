@@ -1,7 +1,7 @@
 """An evaluation that workers share is the one of a single worker, to the last count."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ from pspnet.errors import InputError
 from pspnet.store import Store
 from segfleet import cluster
 from segfleet.config import WorkersConfig
-from segfleet.evaluation import ImageCounts, count_images, evaluate_model, evaluation_of, keep_examples
+from segfleet.evaluation import (
+    Evaluation,
+    ImageCounts,
+    count_images,
+    evaluate_model,
+    evaluation_of,
+    keep_examples,
+)
 from segfleet.package import SegmentationModel, load_package, package_model
 from segfleet.parallel_evaluation import evaluate, evaluate_on_cluster
 from segfleet.protocol import Protocol
@@ -74,6 +81,22 @@ def test_one_worker_has_the_threads_that_one_of_several_has(
     assert seen == [cpus_per_worker]
 
 
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def evaluate_alone(
+    model: SegmentationModel, store: Store, storage_dir: Path, workers: WorkersConfig
+) -> Evaluation:
+    protocol = Protocol(store_digest=store.digest, split="val")
+    return evaluate(model, store, protocol, workers=workers, storage_dir=storage_dir)
+
+
+@pytest.mark.usefixtures("four_threads")
 @pytest.mark.parametrize(("cpus_per_worker", "is_noted"), [(1, True), (2, False)])
 def test_a_single_thread_is_said_where_there_are_more_and_nothing_was_asked_for(
     model: SegmentationModel,
@@ -83,16 +106,7 @@ def test_a_single_thread_is_said_where_there_are_more_and_nothing_was_asked_for(
     is_noted: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    evaluate(
-        model,
-        store,
-        Protocol(store_digest=store.digest, split="val"),
-        workers=WorkersConfig(cpus_per_worker=cpus_per_worker),
-        storage_dir=tmp_path,
-    )
-    torch.set_num_threads(num_threads)
+    evaluate_alone(model, store, tmp_path, WorkersConfig(cpus_per_worker=cpus_per_worker))
     assert ("--num-workers 4" in capsys.readouterr().out) == is_noted
 
 
@@ -100,13 +114,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused(
     model: SegmentationModel, store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="--use-gpu True must find a GPU"):
-        evaluate(
-            model,
-            store,
-            Protocol(store_digest=store.digest, split="val"),
-            workers=WorkersConfig(use_gpu=True),
-            storage_dir=tmp_path,
-        )
+        evaluate_alone(model, store, tmp_path, WorkersConfig(use_gpu=True))
 
 
 @pytest.mark.slow
