@@ -46,7 +46,7 @@ def for_prediction(model: PSPNet, device: torch.device | str) -> PSPNet:
     if torch.device(device).type != "cpu":
         return model.to(memory_format=torch.channels_last)
     folded = fold_batch_norm(model).to(memory_format=torch.channels_last)
-    use_fast_kernels(folded, folded.backbone)
+    use_fast_kernels(folded, folded.backbone, to_predict=True)
     return folded
 
 

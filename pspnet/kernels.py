@@ -24,17 +24,17 @@ MIN_WINOGRAD_VALUES = 2**18
 """Cells times the smaller number of channels: with fewer, it is spent on transforming the kernels."""
 
 
-def use_fast_kernels(model: nn.Module, backbone: nn.Module) -> None:
+def use_fast_kernels(model: nn.Module, backbone: nn.Module, *, to_predict: bool = False) -> None:
     """Let the convolutions of `model` be computed by what is fastest on this CPU, where torch has one thread.
 
     Intel's processors multiply matrices as fast as they convolve: 1x1 convolutions of the backbone become products of
     matrices, and 3x3 ones need fewer multiplications (`pspnet.cpu_convolution`). On others products of matrices are
-    slow, and are avoided. Results agree up to rounding.
+    slow, and are avoided. Results agree up to rounding. With `to_predict`, the weights must stay as they are.
     """
     if torch.get_num_threads() > 1:
         return
     if multiplies_matrices_fast():
-        use_matrix_products(model, backbone)
+        use_matrix_products(model, backbone, to_predict=to_predict)
     else:
         avoid_matrix_products(backbone)
 
@@ -57,7 +57,7 @@ def avoid_matrix_products(backbone: nn.Module) -> None:
             part.dilation = (2, 2)
 
 
-def use_matrix_products(model: nn.Module, backbone: nn.Module) -> None:
+def use_matrix_products(model: nn.Module, backbone: nn.Module, *, to_predict: bool = False) -> None:
     """Compute 1x1 convolutions of the backbone, and all 3x3 ones that are large enough, by matrix products.
 
     On a Xeon a training step of ResNet-50 takes 0.67 (crop 473) and 0.85 (257) of the time in fp32, 0.85 in bf16.
@@ -69,6 +69,8 @@ def use_matrix_products(model: nn.Module, backbone: nn.Module) -> None:
         for part in model.modules():
             if type(part) is nn.Conv2d and _is_worth_winograd(part):
                 part.__class__ = WinogradConv2d
+            if isinstance(part, WinogradConv2d):
+                part.is_fixed = to_predict
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
@@ -97,12 +99,28 @@ class PointwiseConv2d(nn.Conv2d):
         self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 1 1"], bias: Tensor | None = None
     ) -> Float[Tensor, "n o h w"]:
         """Return the convolution with this weight and bias in place of its own."""
+        if bias is not None and not torch.is_grad_enabled() and _HAS_NUMBA and _is_in_full_precision(input):
+            from pspnet.cpu_activation import pointwise_prediction
+
+            return pointwise_prediction(input, weight, bias, rectify=False)
         pixels = functional.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias)
         return pixels.permute(0, 3, 1, 2)
 
+    def rectified(self, input: Tensor, shift: Tensor, shortcut: Tensor | None) -> Float[Tensor, "n o h w"]:
+        """Return relu(convolution + shift + shortcut), without gradients; the shortcut's memory may become its own."""
+        if not _is_in_full_precision(input):
+            return _shifted_and_rectified(self.convolve(input, self.weight), shift, shortcut)
+        from pspnet.cpu_activation import pointwise_prediction
+
+        return pointwise_prediction(input, self.weight, shift, shortcut, rectify=True)
+
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution, padded by its dilation, with 2.25 times fewer multiplications in fp32 and fp64."""
+    """A 3x3 convolution, padded by its dilation, with a third of the multiplications in fp32 and fp64."""
+
+    is_fixed = False
+    """Whether the weight stays as it is; predictions keep what they compute of it, 2.7 times its memory."""
+    _kernels: Tensor | None = None
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o h w"]:
         """Return the convolution."""
@@ -111,21 +129,49 @@ class WinogradConv2d(nn.Conv2d):
     def convolve(
         self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 3 3"], bias: Tensor | None = None
     ) -> Float[Tensor, "n o h w"]:
-        """Return the convolution with this weight and bias in place of its own."""
-        num_values = input.numel() // input.shape[1] * min(weight.shape[:2])
-        # Rounded to bf16, what has been added up for a tile would be too coarse.
-        if not _is_in_full_precision(input) or num_values < MIN_WINOGRAD_VALUES:
+        """Return the convolution with this weight, of its own or a part of that, and this bias."""
+        if not self.is_worthwhile(input, weight):
             return convolve3x3(input, weight, bias, dilation=self.dilation[0])
-        from pspnet.cpu_convolution import winograd_convolution  # needs numba, which a GPU box may lack
+        if self.is_fixed and not torch.is_grad_enabled():
+            result = self.predict(input, weight)
+        else:
+            from pspnet.cpu_convolution import winograd_convolution  # needs numba, which a GPU box may lack
 
-        result = winograd_convolution(input, weight, self.dilation[0])
+            result = winograd_convolution(input, weight, self.dilation[0])
         return result if bias is None else result + bias[:, None, None]
+
+    def rectified(self, input: Tensor, shift: Tensor, shortcut: Tensor | None) -> Float[Tensor, "n o h w"]:
+        """Return relu(convolution + shift + shortcut), without gradients; the shortcut's memory may become its own."""
+        if self.is_fixed and shortcut is None and self.is_worthwhile(input, self.weight):
+            return self.predict(input, self.weight, shift)
+        return _shifted_and_rectified(self.convolve(input, self.weight), shift, shortcut)
+
+    def predict(
+        self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 3 3"], shift: Tensor | None = None
+    ) -> Float[Tensor, "n o h w"]:
+        """Return the convolution with this weight, always the same; with `shift` relu(convolution + shift)."""
+        from pspnet.cpu_convolution import winograd_kernels, winograd_prediction
+
+        if self._kernels is None:
+            self._kernels = winograd_kernels(weight)
+        return winograd_prediction(input, self._kernels, self.dilation[0], shift)
+
+    def is_worthwhile(self, input: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c 3 3"]) -> bool:
+        """Return whether these are many cells and channels, and are not rounded to bf16.
+
+        So rounded, what has been added up for a tile would be too coarse.
+        """
+        num_values = input.numel() // input.shape[1] * min(weight.shape[:2])
+        return _is_in_full_precision(input) and num_values >= MIN_WINOGRAD_VALUES
 
 
 def activated(
     conv: nn.Module, norm: nn.Module, x: Float[Tensor, "n c h w"], shortcut: Tensor | None = None
 ) -> Float[Tensor, "n o h w"]:
-    """Return relu(norm(conv(x)) + shortcut), on the way to a prediction in one pass over what `conv` gives."""
+    """Return relu(norm(conv(x)) + shortcut), on the way to a prediction in one pass over what `conv` gives.
+
+    There the shortcut's memory may become the result's.
+    """
     if (
         isinstance(conv, PointwiseConv2d | WinogradConv2d)
         and isinstance(norm, nn.Identity)
@@ -135,15 +181,19 @@ def activated(
         and (dtype := _dtype_on_cpu(x)) != torch.float16
         and _HAS_NUMBA
     ):
-        from pspnet.cpu_convolution import add_and_rectify
-
-        y = conv.convolve(x, conv.weight).contiguous(memory_format=torch.channels_last)
-        add_and_rectify(y, conv.bias, shortcut if shortcut is None else shortcut.to(dtype))
-        return y
+        return conv.rectified(x, conv.bias, shortcut if shortcut is None else shortcut.to(dtype))
     y = norm(conv(x))
     if shortcut is not None:
         y += shortcut
     return functional.relu(y, inplace=True)
+
+
+def _shifted_and_rectified(y: Tensor, shift: Tensor, shortcut: Tensor | None) -> Tensor:
+    from pspnet.cpu_activation import add_and_rectify
+
+    y = y.contiguous(memory_format=torch.channels_last)
+    add_and_rectify(y, shift, shortcut)
+    return y
 
 
 def _is_in_full_precision(x: Tensor) -> bool:

@@ -10,7 +10,13 @@ from torch import nn
 
 from pspnet.folding import fold_batch_norm, for_prediction
 from pspnet.inference import predict
-from pspnet.kernels import PointwiseConv2d, WinogradConv2d, activated, use_matrix_products
+from pspnet.kernels import (
+    PointwiseConv2d,
+    WinogradConv2d,
+    activated,
+    use_fast_kernels,
+    use_matrix_products,
+)
 from pspnet.model import PSPNet, pooled_grids
 
 
@@ -115,30 +121,73 @@ def test_grids_averaged_with_channels_side_by_side_are_those_averaged_apart() ->
         torch.testing.assert_close(b, nn.functional.adaptive_avg_pool2d(features, size))
 
 
+@pytest.mark.parametrize("is_channels_last", [True, False])
 @pytest.mark.parametrize("has_shortcut", [True, False])
-@pytest.mark.parametrize(("kernel_size", "min_values"), [(1, 0), (3, 0), (3, 2**18)])
+@pytest.mark.parametrize(
+    ("kernel_size", "min_values", "to_predict"),
+    [(1, 0, True), (3, 0, True), (3, 0, False), (3, 2**18, True)],
+)
 def test_a_prediction_adds_and_rectifies_in_one_pass(
-    kernel_size: int, min_values: int, has_shortcut: bool, monkeypatch: pytest.MonkeyPatch
+    kernel_size: int,
+    min_values: int,
+    to_predict: bool,
+    has_shortcut: bool,
+    is_channels_last: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", min_values)
+    monkeypatch.setattr("pspnet.cpu_activation._PIXELS", 50)
+    monkeypatch.setattr("pspnet.cpu_convolution._CHANNELS", 48)
     conv = nn.Conv2d(64, 70, kernel_size, padding=kernel_size // 2).double()
-    x, shortcut = (
-        torch.randn(2, 64, 9, 7).double(),
-        torch.randn(2, 70, 9, 7).double() if has_shortcut else None,
-    )
+    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+    x = torch.randn(2, 64, 9, 7).double().contiguous(memory_format=memory_format)
+    shortcut = None
+    if has_shortcut:
+        shortcut = torch.randn(2, 70, 9, 7).double().contiguous(memory_format=memory_format)
     with torch.inference_mode():
-        expected = torch.relu(conv(x) + (0 if shortcut is None else shortcut))
-        use_matrix_products(conv, conv)
-        before = None if shortcut is None else shortcut.clone()
-        torch.testing.assert_close(
-            activated(conv, nn.Identity(), x, shortcut), expected, rtol=1e-10, atol=1e-11
-        )
-        assert shortcut is None or (before is not None and torch.equal(before, shortcut)), (
-            "the shortcut is read, not changed"
-        )
+        convolved = conv(x)
+        expected = torch.relu(convolved + (0 if shortcut is None else shortcut))
+        use_matrix_products(conv, conv, to_predict=to_predict)
+        torch.testing.assert_close(conv(x), convolved, rtol=1e-10, atol=1e-11)
+        for _ in range(2):  # the second time with what was kept
+            given = activated(conv, nn.Identity(), x, None if shortcut is None else shortcut.clone())
+            torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-11)
         x[0, 0, 0, 0] = float("nan")
         assert activated(conv, nn.Identity(), x, shortcut).isnan().any(), "not a number stays that"
+
+
+def test_a_network_in_training_predicts_with_the_weights_that_it_has_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: True)
+    monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", 0)
+    model = trained("resnet18").double()
+    plain = copy.deepcopy(model)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    use_fast_kernels(model, model.backbone)  # as a training does
+    images = torch.randn(1, 3, 33, 41, dtype=torch.float64)
+    for network in (model, plain):
+        network.requires_grad_(False)
+    seen = []
+    for factor in (1.0, 1.25):
+        for each in (model, plain):
+            for weight in each.parameters():
+                weight.mul_(factor)
+        with torch.inference_mode():
+            expected = plain(images).logits
+            for rewritten in (
+                for_prediction(model, "cpu"),
+                for_prediction(for_prediction(model, "cpu"), "cpu"),
+            ):
+                for _ in range(2):
+                    torch.testing.assert_close(
+                        rewritten(images).logits, expected, rtol=0, atol=1e-10 * float(expected.abs().max())
+                    )
+        seen.append(expected)
+    torch.set_num_threads(num_threads)
+    assert not torch.allclose(*seen)
 
 
 @pytest.mark.parametrize("has_shortcut", [True, False])

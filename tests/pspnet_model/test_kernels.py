@@ -107,14 +107,18 @@ def test_winograds_convolution_and_its_gradients_are_the_convolutions(
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
 
 
-def test_winograds_convolution_takes_more_tiles_than_it_computes_at_a_time() -> None:
+@pytest.mark.parametrize("to_predict", [True, False])
+def test_winograds_convolution_takes_more_tiles_and_channels_than_it_computes_at_a_time(
+    to_predict: bool,
+) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-    images = torch.randn(2, 64, 61, 67)
-    expected = copy.deepcopy(conv).double()(images.double())
-    plain_error = (conv(images) - expected).norm()
-    use_matrix_products(conv, nn.Identity())
-    error = (conv(images) - expected).norm()
+    conv = nn.Conv2d(576, 64, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 576, 61, 67).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = copy.deepcopy(conv).double()(images.double())
+        plain_error = (conv(images) - expected).norm()
+        use_matrix_products(conv, nn.Identity(), to_predict=to_predict)
+        error = (conv(images) - expected).norm()
     assert 0 < error <= 1.5 * plain_error, "it rounds as the plain one does"
 
 
