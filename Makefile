@@ -11,13 +11,14 @@ MOBILENET := $(wildcard $(SEGFLEET_DATA)/weights/mobilenet_v2_imagenet_features.
 SEMSEG ?=
 
 .PHONY: help install demo demo-stop test test-slow test-long faults faults-all check audit fuzz format
-.PHONY: bench-data bench-model bench-inference bench-gpu bench-overhead bench-parts bench-search soak
+.PHONY: test-reference bench-data bench-model bench-inference bench-gpu bench-overhead bench-parts bench-search soak
 
 help:
 	@echo "make demo       the whole loop on this machine: images, search, tracking, registered model"
 	@echo "make demo-stop  end the servers that make demo started"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests through real Ray clusters and MLflow servers"
+	@echo "make test-reference SEMSEG=DIR MMSEG=DIR   networks, recipes and windows against the code of others, in checkouts"
 	@echo "make test-long  the few of many minutes, which CI leaves out"
 	@echo "make faults     faults put into the program on purpose: a table of what it held; make faults-all: every one"
 	@echo "make check      format, lint, types, import contracts, fast tests"
@@ -55,6 +56,16 @@ test: install
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults_long and not long" -n 3 --dist loadfile
+
+REFERENCES = tests/pspnet_model/test_published.py tests/pspnet_model/test_semseg_windows.py \
+	tests/pspnet_model/test_optim.py tests/segfleet_config/test_semseg_recipe.py tests/segfleet_config/test_mmseg_recipe.py
+
+test-reference: install
+	@test -n "$(SEMSEG)$(MMSEG)" \
+	|| { echo "error: A reference is compared with its own code. Say where it is: make test-reference SEMSEG=DIR MMSEG=DIR" >&2; exit 2; }
+	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
+	OMP_NUM_THREADS=1 $(if $(SEMSEG),SEGFLEET_SEMSEG=$(SEMSEG)) $(if $(MMSEG),SEGFLEET_MMSEG=$(MMSEG)) \
+	$(BIN)/python -m pytest -rs $(REFERENCES)
 
 test-long: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long" -n 2 --dist loadfile
