@@ -1,4 +1,4 @@
-"""What follows a convolution of a prediction on a CPU, in one pass over memory.
+"""What follows a convolution of a prediction on a CPU, in one pass over memory; for 1x1 ones with the convolution.
 
 Axes: n images, h w cells, c channels in, o channels out.
 """
