@@ -6,6 +6,7 @@ Axes: n images, c classes, h w pixels, fh fw cells of logits that are not upsamp
 """
 
 # ruff: noqa: F722
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from pspnet.labels import IGNORE_INDEX
 from pspnet.model import PSPNetOutput, at_least_float32, upsampled
 from pspnet.ohem import hard_pixels
 
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
 CELLS_PER_STRIP = 8
 """Rows of cells upsampled at a time on a CPU: their pixels stay in the cache of a core."""
 STRIP_BYTES = 2**27
@@ -152,10 +154,26 @@ def _strips(logits: Tensor, height: int, stride: int) -> Iterator[tuple[int, int
 
 
 class _CrossEntropyByStrips(torch.autograd.Function):
-    """Cross-entropy of upsampled logits that exist a few rows at a time, its gradient computed on the way."""
+    """Cross-entropy of upsampled logits that exist a few rows at a time, its gradient computed on the way.
+
+    Sizes without values (pspnet.memory) are taken as a GPU takes them.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, stride: int, kind: CrossEntropy) -> Tensor:
+        if (
+            _HAS_NUMBA
+            and (logits.device.type, logits.dtype) == ("cpu", torch.float32)
+            and type(logits) is Tensor
+        ):
+            from pspnet.cpu_loss import summed_loss_and_gradient
+
+            with torch.autocast("cpu", enabled=False):
+                total, gradient = summed_loss_and_gradient(
+                    logits, target, stride, kind.class_weights, kind.label_smoothing
+                )
+            ctx.save_for_backward(gradient)
+            return total.float()
         with torch.autocast(logits.device.type, enabled=False), torch.enable_grad():
             gradient = torch.zeros_like(logits)
             total = torch.zeros((), dtype=logits.dtype, device=logits.device)

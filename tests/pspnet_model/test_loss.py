@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspnet.class_weights import class_weights
+from pspnet.cpu_loss import _exp, summed_loss_and_gradient
 from pspnet.errors import InputError
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import (
@@ -62,6 +64,90 @@ def test_the_loss_by_strips_is_that_of_the_upsampled_logits_with_its_gradient(
     torch.testing.assert_close(
         torch.autograd.grad(3 * strips, logits), torch.autograd.grad(3 * whole, logits)
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 2.0, 0.0, 3.0, 1.0])])
+@pytest.mark.parametrize(("stride", "num_cells", "cut"), [(8, 13, 0), (8, 13, 5), (16, 7, 3), (8, 1, 0)])
+def test_the_fused_loss_is_torchs_of_the_upsampled_logits_with_its_gradient(
+    stride: int,
+    num_cells: int,
+    cut: int,
+    class_weights: Tensor | None,
+    label_smoothing: float,
+    layout: torch.memory_format,
+) -> None:
+    """Against float64; the softmax of logits this far apart reaches from 1e-13 to 1."""
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(2, 5, num_cells, 6)).contiguous(memory_format=layout)
+    height, width = max(1, (num_cells - 1) * stride + 1 - cut), 5 * stride + 1 - cut
+    target = torch.randint(0, 5, (2, height, width))
+    target[:, : height // 3, 2:9] = IGNORE_INDEX
+    exact = logits.double().requires_grad_()
+    whole = functional.cross_entropy(
+        upsampled(exact, stride)[:, :, :height, :width],
+        target,
+        weight=None if class_weights is None else class_weights.double(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    expected = torch.autograd.grad(whole, exact)[0]
+    total, gradient = summed_loss_and_gradient(logits, target, stride, class_weights, label_smoothing)
+    torch.testing.assert_close(total, whole.detach(), rtol=2e-7, atol=1e-6)
+    torch.testing.assert_close(
+        gradient.double(), expected, rtol=1e-5, atol=2e-6 * expected.abs().max().item()
+    )
+
+
+def test_a_training_on_a_cpu_takes_the_fused_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, that is; its gradient has the factor of whatever follows."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4, 6, requires_grad=True)
+    target = torch.randint(0, 5, (2, 25, 41))
+    total, gradient = summed_loss_and_gradient(logits, target, 8)
+    loss = summed_cross_entropy(logits, target, 8)
+    assert loss == total.float()
+    assert torch.autograd.grad(3 * loss, logits)[0].equal(3 * gradient)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert summed_cross_entropy(logits, target, 8) == loss
+    monkeypatch.setattr("pspnet.cpu_loss.summed_loss_and_gradient", None)
+    with pytest.raises(TypeError):
+        summed_cross_entropy(logits, target, 8)
+    summed_cross_entropy(logits.double(), target, 8)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_fused_loss_says_what_is_not_finite(value: float) -> None:
+    logits = torch.zeros(1, 3, 3, 3)
+    logits[0, 1, 1, 1] = value
+    total, gradient = summed_loss_and_gradient(logits, torch.zeros(1, 17, 17).long(), 8)
+    assert not total.isfinite()
+    assert not gradient.isfinite().all()
+
+
+def test_the_fused_loss_of_logits_far_apart_is_their_difference() -> None:
+    """e**-1000 is nothing in float32, and -1000 must not become the power of a number that is none."""
+    logits = torch.tensor([0.0, 1000.0]).view(1, 2, 1, 1)
+    total, gradient = summed_loss_and_gradient(logits, torch.zeros(1, 1, 1).long(), 8)
+    assert total == 1000
+    assert gradient.flatten().tolist() == [-1, 1]
+    ignored = torch.full((1, 1, 1), IGNORE_INDEX)
+    total, gradient = summed_loss_and_gradient(logits, ignored, 8)
+    assert (total.item(), gradient.abs().sum().item()) == (0, 0)
+
+
+def test_the_fused_losss_power_of_e_is_numpys() -> None:
+    values = np.linspace(-86.9, 0, 10_001, dtype=np.float32)
+    found = np.array([_exp(value) for value in values])
+    np.testing.assert_allclose(found, np.exp(values.astype(np.float64)), rtol=1.2e-7)
+
+
+@pytest.mark.parametrize("label", [-1, 2, 254])
+def test_the_fused_loss_refuses_a_target_that_is_no_class(label: int) -> None:
+    with pytest.raises(IndexError, match="no class"):
+        summed_loss_and_gradient(torch.zeros(1, 2, 2, 2), torch.full((1, 9, 9), label), 8)
 
 
 def test_strips_are_as_high_as_their_device_wants() -> None:
