@@ -8,6 +8,9 @@ Axes: n images, c classes, h w pixels, fh fw cells of logits that are not upsamp
 """
 
 # ruff: noqa: F722
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
 import numba
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ def summed_loss_and_gradient(
     """Return torch's cross_entropy, summed, of float32 logits of which cell (i, j) is pixel (stride i, stride j).
 
     The second is its gradient of `logits`. Pixels whose target is IGNORE_INDEX count nothing; any other
-    that is no class is an IndexError. The sum is in float64.
+    that is no class is an IndexError. The sum is in float64. Images are spread over torch's threads.
     """
     num_classes, num_rows, num_columns = logits.shape[1:]
     weights = torch.ones(num_classes) if class_weights is None else class_weights.float()
@@ -41,24 +44,28 @@ def summed_loss_and_gradient(
     assert width <= (num_columns - 1) * stride + 1
     along = _interpolation(num_columns, stride, width)
     gradient = torch.empty_like(logits)
-    total = torch.zeros((), dtype=torch.float64)
-    for image, wanted, result in zip(logits.detach(), target, gradient, strict=True):
+
+    def loss_of(image: Tensor, wanted: Tensor, result: Tensor) -> float:
         rows = image @ along
         of_rows = torch.zeros_like(rows)
         sums, factors = torch.empty(2, height, width)
-        linear = _image(
+        linear: float = _image(
             rows.numpy(),
             wanted.contiguous().numpy(),
-            stride,
-            right,
-            spread,
             of_rows.numpy(),
             sums.numpy(),
             factors.numpy(),
+            stride,
+            right,
+            spread,
         )
-        total += linear + (sums.log_() * factors).sum(dtype=torch.float64)
         result.copy_(of_rows @ along.T)
-    return total, gradient
+        return linear + (sums.log_() * factors).sum(dtype=torch.float64).item()
+
+    num_threads = min(torch.get_num_threads(), len(logits))
+    with ThreadPoolExecutor(num_threads) if num_threads > 1 else nullcontext() as pool:
+        losses = (pool.map if pool else map)(loss_of, logits.detach(), target, gradient)
+        return torch.tensor(sum(losses), dtype=torch.float64), gradient
 
 
 def _interpolation(num_cells: int, stride: int, num_pixels: int) -> Float[Tensor, "cells pixels"]:
@@ -69,7 +76,7 @@ def _interpolation(num_cells: int, stride: int, num_pixels: int) -> Float[Tensor
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_CONTRACT)
-def _image(rows, target, stride, right, spread, gradient, sums, factors):  # type: ignore[no-untyped-def]
+def _image(rows, target, gradient, sums, factors, stride, right, spread):  # type: ignore[no-untyped-def]
     """Add up the gradient of rows (c, fh, w), and return the loss without factors * log(sums), which are written."""
     num_classes, num_rows, width = rows.shape
     pixels = np.empty((num_classes, width), np.float32)

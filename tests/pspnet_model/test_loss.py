@@ -138,6 +138,17 @@ def test_the_fused_loss_of_logits_far_apart_is_their_difference() -> None:
     assert (total.item(), gradient.abs().sum().item()) == (0, 0)
 
 
+def test_the_fused_loss_is_the_same_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, 3, 4, 6), torch.randint(0, 3, (5, 25, 41))
+    total, gradient = summed_loss_and_gradient(logits, target, 8)
+    for num_threads in (1, 2, 16):
+        monkeypatch.setattr("torch.get_num_threads", lambda number=num_threads: number)
+        others_total, others_gradient = summed_loss_and_gradient(logits, target, 8)
+        assert others_total == total
+        assert others_gradient.equal(gradient)
+
+
 def test_the_fused_losss_power_of_e_is_numpys() -> None:
     values = np.linspace(-86.9, 0, 10_001, dtype=np.float32)
     found = np.array([_exp(value) for value in values])
