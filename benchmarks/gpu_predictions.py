@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gpu_rows import Card, Row, noted, repeated, say, take_turns
 from gpu_ways import NUM_CLASSES
-from inference import calibrated, fit_classifier
+from inference import trained
 from reference_networks import reference_network
 from reporting import Pair
 from torch import nn
@@ -33,8 +33,8 @@ def measure_predictions(
     options: argparse.Namespace, card: Card, pairs: list[Pair], differs: list[str], *, deadline: float
 ) -> dict[str, list[Row]]:
     """Return the ways on each size of picture; the reference in fp32 is the first."""
-    network = calibrated(PSPNet(NUM_CLASSES, backbone=options.backbone, deep_stem=True), pairs)
-    fit_classifier(network, pairs)
+    network = PSPNet(NUM_CLASSES, backbone=options.backbone, deep_stem=True)
+    trained(network, pairs, card.device, num_steps=60 if card.device.type == "cuda" else 2)
     reference = reference_network(copy.deepcopy(network), options.semseg)[0].eval().to(card.device)
     folded = fold_batch_norm(network.to(card.device)).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}

@@ -1,8 +1,9 @@
 """What does Ray cost a training step? The same loop under bare torchrun and under our Ray trainer, two gloo workers.
 
-Both run `segfleet.worker.execute`, with the same environment, on the same drawn data, one thread a worker. In each
-round both take their turn, and a Ray cluster is there only in its own; what counts is the median over the rounds of the
-ratio of the median steps of a round. The last line of output is JSON.
+Both run `segfleet.worker.execute`, with the same environment, on the same drawn data, one thread a worker. They are
+started together and then take turns of a few steps: the one whose turn it is not is stopped (SIGSTOP) with all its
+processes, the cluster's among them, so that each has the cores for itself and both see the same neighbours. What counts
+is the median of the ratios of one turn's median step to that of the turn before or after. The last line is JSON.
 
     python benchmarks/overhead.py --quick
     python benchmarks/overhead.py --write benchmarks/README.md
@@ -10,22 +11,28 @@ ratio of the median steps of a round. The last line of output is JSON.
 
 import argparse
 import json
+import math
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
+import torch.distributed.run
 from reporting import cell, versions, write_between
 
 from pspnet.engine import train_one_epoch
@@ -33,20 +40,24 @@ from pspnet.labels import NYUV2_13
 from pspnet.store import publish_store, write_shard
 from segfleet import cluster, trainer, worker
 from segfleet.config import TrainingConfig
+from segfleet.config_json import from_json
 from segfleet.override import override
 from segfleet.place import Place, here
 from segfleet.presets import training_preset
 
-NUM_WORKERS, BATCH_SIZE, NUM_WARM_STEPS = 2, 4, 10
+NUM_WORKERS, BATCH_SIZE, NUM_WARM_STEPS = 2, 4, 5
+STEPS_PER_TURN = 5
+WAYS = {"torchrun": "bare torchrun", "ray": "**our Ray trainer**"}
+LONGEST_TURN_S = 300
 Report = Callable[[dict[str, Any]], None]
 
 
-class Found(NamedTuple):
-    """Seconds: a step's medians on the clock and on rank 0's processor, and all from start to end."""
+class Turn(NamedTuple):
+    """Medians of the steps of one turn, in seconds: on the clock and on rank 0's processor."""
 
+    way: str
     clock: float
     processor: float
-    whole: float
 
 
 def main() -> None:
@@ -55,46 +66,48 @@ def main() -> None:
     if options.worker_settings is not None:
         _bare_worker(json.loads(options.worker_settings.read_text()))
         return
-    num_rounds, num_steps = (1, 25) if options.quick else (options.rounds, options.steps)
-    rounds = []
+    num_rounds, num_steps = (1, 26) if options.quick else (options.rounds, options.steps)
+    turns: list[list[Turn]] = []
+    others = []
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), num_steps, crop_size=65 if options.quick else 129)
         for number in range(num_rounds):
-            ways = {"torchrun": _under_torchrun, "ray": _under_ray}
-            order = list(ways) if number % 2 == 0 else list(reversed(ways))
-            found = {name: _timed(ways[name], config, Path(folder) / f"{name}{number}") for name in order}
-            rounds.append(found)
-            print({name: f"{one.clock * 1e3:.1f} ms" for name, one in found.items()}, file=sys.stderr)
-    ratios = [found["ray"].clock / found["torchrun"].clock for found in rounds]
+            found, of_cluster = _round(config, Path(folder) / str(number))
+            turns.append(found)
+            others.append(of_cluster)
+            print([f"{turn.way} {turn.clock * 1e3:.1f} ms" for turn in found], file=sys.stderr)
     lines = [
-        "| under | ms a step | times torchrun | its processor time, ms | times torchrun | s from start to end |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| under | ms a step | times torchrun | its processor time, ms | times torchrun |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name, label in (("torchrun", "bare torchrun"), ("ray", "**our Ray trainer**, cluster not counted")):
+    ratios = {}
+    for way, label in WAYS.items():
         cells = []
-        for clock in ("clock", "processor"):
-            times = [getattr(found[name], clock) for found in rounds]
-            bare = [getattr(found["torchrun"], clock) for found in rounds]
-            cells += [f"{median(times) * 1e3:.1f}", cell([a / b for a, b in zip(times, bare, strict=True)])]
-        whole = median(found[name].whole for found in rounds)
-        lines.append(f"| {label} | {' | '.join(cells)} | {whole:.1f} |")
+        for measure in ("clock", "processor"):
+            times = [getattr(turn, measure) for found in turns for turn in found if turn.way == way]
+            ratios[measure] = [1.0] if way == "torchrun" else _ratios(turns, measure)
+            cells += [f"{median(times) * 1e3:.1f}", cell(ratios[measure])]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    low, high = np.percentile(ratios["clock"], (25, 75))
     conditions = [
-        f"ResNet-18, crop {config.data.crop_size}, {NUM_WORKERS} gloo workers of {BATCH_SIZE // NUM_WORKERS} images, "
-        f"{num_steps} steps, the first {NUM_WARM_STEPS} left out",
-        f"{num_rounds} rounds, {os.cpu_count()} cores, {versions()}, ray {ray.__version__}",
+        f"ResNet-18, crop {config.data.crop_size}, {NUM_WORKERS} gloo workers of {BATCH_SIZE // NUM_WORKERS} images; "
+        f"{num_rounds} starts of both, turns of {STEPS_PER_TURN} steps, {len(ratios['clock'])} pairs of turns",
+        f"the middle half of the pairs: {low:.3f} to {high:.3f}; Ray's processes but the workers, which stand still in "
+        f"torchrun's turns, take {median(others):.1%} of a core",
+        f"{os.cpu_count()} cores, {versions()}, ray {ray.__version__}",
     ]
     text = "\n".join([*lines, "", *(f"- {line}" for line in conditions)])
     print(text)
     if options.write:
         write_between(options.write, "overhead", text)
-    print(json.dumps({"ray_vs_torchrun": round(median(ratios), 3)}))
+    print(json.dumps({"ray_vs_torchrun": round(median(ratios["clock"]), 3)}))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What Ray costs a training step.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--quick", action="store_true", help="one round of 25 steps at crop 65")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of both ways")
+    parser.add_argument("--steps", type=int, default=120, help="of each way in a round")
+    parser.add_argument("--quick", action="store_true", help="one round of 26 steps at crop 65")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--worker-settings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -131,33 +144,141 @@ def _config(folder: Path, num_steps: int, crop_size: int) -> TrainingConfig:
     )
 
 
-def _timed(
-    way: Callable[[TrainingConfig, dict[str, Any]], float], config: TrainingConfig, folder: Path
-) -> Found:
-    folder.mkdir()
-    config = override(config, {"tracking.storage_dir": str(folder)})
-    task = asdict(trainer.new_task(config, name="run", run_id="", attempt="1"))
-    whole = way(config, {"task": task, "steps": str(folder / "steps.json")})
-    steps = np.array(json.loads((folder / "steps.json").read_text()))
-    clock, processor = np.median(steps, axis=0).tolist()
-    return Found(clock, processor, whole)
+def _round(config: TrainingConfig, folder: Path) -> tuple[list[Turn], float]:
+    """Start both ways, let them take turns until one has done its steps, and return the turns. Both are then killed.
+
+    The second number is the part of a core that the cluster's processes but the workers took in Ray's turns.
+    """
+    marks = {way: folder / f"{way}.txt" for way in WAYS}
+    with _started(config, folder) as processes:
+        deadline = time.monotonic() + LONGEST_TURN_S
+        cold = list(WAYS)
+        while cold:
+            _check(processes, folder, deadline)
+            for way in [way for way in cold if len(_read(marks[way])) >= NUM_WARM_STEPS]:
+                _signal(processes[way], "suspend")
+                cold.remove(way)
+            time.sleep(0.1)
+        spans: list[tuple[str, float, float]] = []
+        of_cluster: list[float] = []
+        while not _has_ended(marks, config):
+            way, other = ("torchrun", "ray") if len(spans) % 2 else ("ray", "torchrun")
+            _signal(processes[other], "suspend")
+            _signal(processes[way], "resume")
+            begun, taken, num_done = (
+                time.monotonic(),
+                _seconds_of_cluster(processes["ray"]),
+                len(_read(marks[way])),
+            )
+            while len(_read(marks[way])) < num_done + STEPS_PER_TURN + 1 and not _has_ended(marks, config):
+                _check(processes, folder, begun + LONGEST_TURN_S)
+                time.sleep(0.1)
+            spans.append((way, begun, time.monotonic()))
+            if way == "ray":
+                taken = _seconds_of_cluster(processes["ray"]) - taken
+                of_cluster.append(taken / (time.monotonic() - begun))
+    steps = {way: _read(path) for way, path in marks.items()}
+    turns = []
+    for way, begun, ended in spans:
+        # The first step of a turn began before it, and the one after it finds others' data in the caches.
+        whole = [step for last, step in pairwise(steps[way]) if begun < last[0] and step[0] < ended][1:]
+        if whole:
+            times = np.array([(clock, processor) for _, clock, processor in whole])
+            turns.append(Turn(way, *np.median(times, axis=0).tolist()))
+    return turns, median(of_cluster)
 
 
-def _under_torchrun(config: TrainingConfig, settings: dict[str, Any]) -> float:
-    path = Path(settings["steps"]).with_name("settings.json")
-    path.write_text(json.dumps(settings))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(NUM_WORKERS),
+def _ratios(rounds: list[list[Turn]], measure: str) -> list[float]:
+    """Return Ray's times by torchrun's, of turns that follow each other."""
+    found = []
+    for turns in rounds:
+        for one, other in pairwise(turns):
+            if one.way != other.way:
+                both = {turn.way: getattr(turn, measure) for turn in (one, other)}
+                found.append(both["ray"] / both["torchrun"])
+    return found
+
+
+def _read(path: Path) -> list[tuple[float, float, float]]:
+    """Return when each step ended, what it took on the clock and what on rank 0's processor."""
+    text = path.read_text() if path.exists() else ""
+    marks = [
+        tuple(map(float, line.split())) for line in text.splitlines(keepends=True) if line.endswith("\n")
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": str(config.workers.cpus_per_worker)}
-    begun = time.perf_counter()
-    subprocess.run([*command, __file__, "--worker-settings", str(path)], env=environment, check=True)
-    return time.perf_counter() - begun
+    return [(end[0], end[0] - begun[0], end[1] - begun[1]) for begun, end in pairwise(marks)]
+
+
+def _has_ended(marks: dict[str, Path], config: TrainingConfig) -> bool:
+    return any(len(_read(path)) >= config.schedule.max_iterations_per_epoch - 1 for path in marks.values())
+
+
+@contextmanager
+def _started(config: TrainingConfig, folder: Path) -> Iterator[dict[str, ForkProcess]]:
+    """Start both ways as processes that have imported what this one has, and leave nothing of them behind."""
+    processes = {}
+    for way in WAYS:
+        storage = folder / way
+        storage.mkdir(parents=True)
+        own = override(config, {"tracking.storage_dir": str(storage)})
+        task = asdict(trainer.new_task(own, name="run", run_id="", attempt="1"))
+        path = folder / f"{way}.json"
+        path.write_text(json.dumps({"task": task, "marks": str(folder / f"{way}.txt")}))
+        processes[way] = multiprocessing.get_context("fork").Process(target=_launch, args=(way, path, config))
+        processes[way].start()
+    try:
+        yield processes
+    finally:
+        everything = [each for process in processes.values() for each in _tree(process)]
+        for process in processes.values():
+            _signal(process, "kill")
+        psutil.wait_procs(everything, timeout=10)
+
+
+def _launch(way: str, settings: Path, config: TrainingConfig) -> None:
+    with settings.with_suffix(".log").open("w") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    os.environ["OMP_NUM_THREADS"] = str(config.workers.cpus_per_worker)
+    if way == "ray":
+        _under_ray(json.loads(settings.read_text()))
+    else:
+        launcher = ["--standalone", "--nproc-per-node", str(NUM_WORKERS)]
+        torch.distributed.run.main([*launcher, __file__, "--worker-settings", str(settings)])
+
+
+def _check(processes: dict[str, ForkProcess], folder: Path, deadline: float = math.inf) -> None:
+    for way, process in processes.items():
+        if process.exitcode not in (None, 0) or time.monotonic() > deadline:
+            log = (folder / f"{way}.log").read_text()[-2000:]
+            sys.exit(f"{WAYS[way]} did not run (exit status {process.exitcode}):\n{log}")
+
+
+def _tree(process: ForkProcess) -> list[psutil.Process]:
+    if process.exitcode is not None:
+        return []
+    first = psutil.Process(process.pid)
+    return [first, *first.children(recursive=True)]
+
+
+def _signal(process: ForkProcess, what: str) -> None:
+    for each in _tree(process):
+        try:
+            getattr(each, what)()
+        except psutil.NoSuchProcess:
+            continue  # it has ended meanwhile
+
+
+def _seconds_of_cluster(process: ForkProcess) -> float:
+    """Return the processor time of all its processes but the workers."""
+    total = 0.0
+    for each in _tree(process):
+        try:
+            if "RayTrainWorker" not in each.name() + " ".join(each.cmdline()):
+                times = each.cpu_times()
+                total += times.user + times.system
+        except psutil.NoSuchProcess:
+            continue
+    return total
 
 
 def _bare_worker(settings: dict[str, Any]) -> None:
@@ -167,15 +288,14 @@ def _bare_worker(settings: dict[str, Any]) -> None:
     dist.destroy_process_group()
 
 
-def _under_ray(config: TrainingConfig, settings: dict[str, Any]) -> float:
+def _under_ray(settings: dict[str, Any]) -> None:
+    config = from_json(TrainingConfig, settings["task"]["config_json"])
     storage = config.tracking.storage_dir
     with cluster.connect(storage):
         run = trainer.train_run(
             config, _ray_worker, settings, name="run", storage_path=storage, max_failures=0
         )
-        begun = time.perf_counter()
         run.fit()
-        return time.perf_counter() - begun
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:
@@ -183,20 +303,20 @@ def _ray_worker(settings: dict[str, Any]) -> None:
 
 
 def _train(settings: dict[str, Any], place: Place, report: Report) -> None:
-    """Train as every worker does, and let rank 0 write down each step: seconds on the clock and its processor."""
-    marks: list[tuple[float, float]] = []
+    """Train as every worker does, and let rank 0 write down when each step ended, by the clock and its processor."""
+    with Path(settings["marks"]).open("a") as file:
 
-    def marked_epoch(*values: Any, on_iteration: Callable[[Any], None], **options: Any) -> Any:
-        def marked(stats: Any) -> None:
-            on_iteration(stats)
-            marks.append((time.perf_counter(), time.process_time()))
+        def marked_epoch(*values: Any, on_iteration: Callable[[Any], None], **options: Any) -> Any:
+            def marked(stats: Any) -> None:
+                on_iteration(stats)
+                if place.rank == 0:
+                    file.write(f"{time.monotonic()} {time.process_time()}\n")
+                    file.flush()
 
-        return train_one_epoch(*values, on_iteration=marked, **options)
+            return train_one_epoch(*values, on_iteration=marked, **options)
 
-    with mock.patch.object(worker, "train_one_epoch", marked_epoch):
-        worker.execute(worker.Task(**settings["task"]), place, report=report)
-    if place.rank == 0:
-        Path(settings["steps"]).write_text(json.dumps(np.diff(marks, axis=0)[NUM_WARM_STEPS:].tolist()))
+        with mock.patch.object(worker, "train_one_epoch", marked_epoch):
+            worker.execute(worker.Task(**settings["task"]), place, report=report)
 
 
 if __name__ == "__main__":

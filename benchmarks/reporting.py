@@ -76,15 +76,20 @@ def pictures(cityscapes: Path | None) -> tuple[list[Pair], str, int]:
 
 
 def _noise(rng: np.random.Generator) -> Pair:
-    """Return smooth colour with fine grain, whose PNG is about as large as that of a photograph, and large regions."""
+    """Return smooth colour with fine grain, whose PNG is about as large as that of a photograph, and large regions.
+
+    Their class can be told by the colour.
+    """
 
     def smooth(channels: int, cells: int) -> torch.Tensor:
         coarse = torch.from_numpy(rng.random((1, channels, cells, 2 * cells), dtype=np.float32))
         return torch.nn.functional.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bilinear")[0]
 
     grain = torch.from_numpy(rng.normal(0, 2, (3, HEIGHT, WIDTH)).astype(np.float32))
-    image = (smooth(3, 8) * 160 + smooth(3, 128) * 60 + grain).clamp(0, 255).byte()
-    label = (smooth(1, 12)[0] * 19).byte()
+    regions = smooth(1, 12)
+    colour = torch.cat([regions, smooth(2, 8)])
+    image = (colour * 160 + smooth(3, 128) * 60 + grain).clamp(0, 255).byte()
+    label = (regions[0] * 19).byte()
     return image.permute(1, 2, 0).contiguous().numpy(), label.numpy()
 
 

@@ -15,9 +15,10 @@ class DivergedError(RuntimeError):
     ) -> None:
         listed = ", ".join(names)
         super().__init__(
-            f"The {what} of iteration {iteration} is not finite, on {listed}. A smaller lr may do."
+            f"The {what} of iteration {iteration + 1} is not finite, on {listed}. A smaller lr may do."
         )
         self.iteration = iteration
+        """From 0; the text counts from 1, as the log does."""
         self.names = list(names)
         """Images of the workers whose own share of the loss was not finite; of a gradient, of all workers."""
         self.what: Literal["loss", "gradient"] = what
