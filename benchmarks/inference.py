@@ -66,7 +66,8 @@ def main() -> None:
     torch.manual_seed(0)
     pairs, origin, _ = pictures(options.cityscapes)
     backbone = "resnet18" if options.quick else "resnet50"
-    network = trained(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs)
+    num_steps = 30 if options.quick else 60
+    network = trained(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs, num_steps=num_steps)
     reference, what = reference_network(network, None if options.quick else options.semseg)
     folded = for_prediction(network, "cpu")
     ways: dict[str, Way] = {
@@ -88,8 +89,8 @@ def main() -> None:
         ]
     confusion = _measure_confusion(pairs, num_rounds=20)
     conditions = [
-        f"{backbone} with deep stem, {NUM_CLASSES} classes, random weights trained for 60 steps of four "
-        "crops of 129",
+        f"{backbone} with deep stem, {NUM_CLASSES} classes, random weights trained for {num_steps} steps of "
+        "four crops of 129",
         f"reference: {what}",
         f"pictures: {origin}; of each a crop is compared, the first is timed; a size that is not 8k + 1 is continued "
         "to it with the mean colour by every way",
@@ -153,7 +154,7 @@ def trained(
         loss.total.backward()
         optimizer.step()
         if step % 20 == 19:
-            print(f"weights: step {step + 1}/{num_steps}  loss {float(loss.main):.3f}", file=sys.stderr)
+            print(f"weights: step {step + 1}/{num_steps}  loss {loss.main.item():.3f}", file=sys.stderr)
     return network.eval()
 
 
