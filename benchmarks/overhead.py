@@ -66,7 +66,7 @@ def main() -> None:
     if options.worker_settings is not None:
         _bare_worker(json.loads(options.worker_settings.read_text()))
         return
-    num_rounds, num_steps = (1, 26) if options.quick else (options.rounds, options.steps)
+    num_rounds, num_steps = (1, 20) if options.quick else (options.rounds, options.steps)
     turns: list[list[Turn]] = []
     others = []
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What Ray costs a training step.")
     parser.add_argument("--rounds", type=int, default=3, help="starts of both ways")
     parser.add_argument("--steps", type=int, default=120, help="of each way in a round")
-    parser.add_argument("--quick", action="store_true", help="one round of 26 steps at crop 65")
+    parser.add_argument("--quick", action="store_true", help="one round of 20 steps at crop 65")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--worker-settings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
