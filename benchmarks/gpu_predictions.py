@@ -36,7 +36,7 @@ def measure_predictions(
     network = PSPNet(NUM_CLASSES, backbone=options.backbone, deep_stem=True)
     trained(network, pairs, card.device, num_steps=60 if card.device.type == "cuda" else 2)
     reference = reference_network(copy.deepcopy(network), options.semseg)[0].eval().to(card.device)
-    folded = fold_batch_norm(network.to(card.device)).to(memory_format=torch.channels_last)
+    folded = fold_batch_norm(network).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     precisions: tuple[Precision, ...] = (
         ("fp32", "fp16", "bf16") if card.device.type == "cuda" else ("fp32", "bf16")

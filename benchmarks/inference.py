@@ -157,6 +157,7 @@ def trained(
         if step % 20 == 19:
             print(f"weights: step {step + 1}/{num_steps}  loss {loss.main.item():.3f}", file=sys.stderr)
     _fit_classifier(network.eval(), pairs)
+    network.zero_grad()  # nothing of it shall count as memory of a prediction
     return network
 
 

@@ -216,16 +216,17 @@ def _has_ended(marks: dict[str, Path], config: TrainingConfig) -> bool:
 def _started(config: TrainingConfig, folder: Path) -> Iterator[dict[str, ForkProcess]]:
     """Start both ways as processes that have imported what this one has, and leave nothing of them behind."""
     processes = {}
-    for way in WAYS:
-        storage = folder / way
-        storage.mkdir(parents=True)
-        own = override(config, {"tracking.storage_dir": str(storage)})
-        task = asdict(trainer.new_task(own, name="run", run_id="", attempt="1"))
-        path = folder / f"{way}.json"
-        path.write_text(json.dumps({"task": task, "marks": str(folder / f"{way}.txt")}))
-        processes[way] = multiprocessing.get_context("fork").Process(target=_launch, args=(way, path, config))
-        processes[way].start()
     try:
+        for way in WAYS:
+            storage = folder / way
+            storage.mkdir(parents=True)
+            own = override(config, {"tracking.storage_dir": str(storage)})
+            task = asdict(trainer.new_task(own, name="run", run_id="", attempt="1"))
+            path = folder / f"{way}.json"
+            path.write_text(json.dumps({"task": task, "marks": str(folder / f"{way}.txt")}))
+            process = multiprocessing.get_context("fork").Process(target=_launch, args=(way, path, config))
+            process.start()
+            processes[way] = process
         yield processes
     finally:
         everything = [each for process in processes.values() for each in _tree(process)]

@@ -102,7 +102,7 @@ def summed_cross_entropy(
     """Return the sum over all valid pixels of the cross-entropy of the upsampled logits."""
     if output_stride == 1:
         return _summed_loss(at_least_float32(logits), target, kind)
-    return _CrossEntropyByStrips.apply(at_least_float32(logits), target, output_stride, kind)
+    return _UpsampledCrossEntropy.apply(at_least_float32(logits), target, output_stride, kind)
 
 
 def cells_per_strip(logits: Float[Tensor, "n c fh fw"], output_stride: int) -> int:
@@ -153,10 +153,11 @@ def _strips(logits: Tensor, height: int, stride: int) -> Iterator[tuple[int, int
         yield first, last, slice(first * stride, height if last == num_rows - 1 else last * stride)
 
 
-class _CrossEntropyByStrips(torch.autograd.Function):
+class _UpsampledCrossEntropy(torch.autograd.Function):
     """Cross-entropy of upsampled logits that exist a few rows at a time, its gradient computed on the way.
 
-    Sizes without values (pspnet.memory) are taken as a GPU takes them.
+    In float32 on a CPU by one row of pixels (pspnet.cpu_loss), else by strips, as also sizes without values are
+    (pspnet.memory), which are counted for a GPU.
     """
 
     @staticmethod
