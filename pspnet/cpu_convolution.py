@@ -1,12 +1,12 @@
-"""3x3 convolutions on a CPU with a third of the multiplications.
+"""3x3 convolutions on a CPU with a quarter of the multiplications.
 
-It is F(4x2, 3x3) of Lavin and Gray, CVPR 2016: the 4x2 outputs of a tile of 6x4 inputs d are AᵀMA, where M is
-(G g Gᵀ) ⊙ (Bᵀ d B); for all tiles at once the sum over the channels is 24 matrix products. A, B and G of the six rows
-belong to the points 0, 1, -1, 2, -1/2 and infinity, which round little (Barabasz et al., ACM TOMS 46.4, 2020), those of
-the four columns to 0, 1, -1 and infinity. A dilated convolution is one on each of the interleaved grids that do not
-see each other: the cells of its tiles lie `dilation` apart.
+It is F(4x4, 3x3) of Lavin and Gray, CVPR 2016: the 4x4 outputs of a tile of 6x6 inputs d are AᵀMA, where M is
+(G g Gᵀ) ⊙ (Bᵀ d B); for all tiles at once the sum over the channels is 36 matrix products. A, B and G belong to the
+points 0, a, -a, b, -b and infinity; how much is rounded depends on them (Barabasz et al., ACM TOMS 46.4, 2020), and
+least for a = 5/8 and b = 3/2 of all pairs of small fractions that were tried. A dilated convolution is one on each of
+the interleaved grids that do not see each other: the cells of its tiles lie `dilation` apart.
 
-Axes: n images, h w cells, c channels in, o channels out, p tiles of a block, t = 24 places of a tile.
+Axes: n images, h w cells, c channels in, o channels out, p tiles of a block, t = 36 places of a tile.
 """
 
 # ruff: noqa: F722
@@ -21,17 +21,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ROWS_TO_KERNEL = np.array(
-    [[60, 0, 0], [-10, -10, -10], [10, -10, 10], [2, 4, 8], [-64, 32, -16], [0, 0, 60]]
-) / 15  # fmt: skip
-"""G of the rows; a row of Bᵀ is divided by what makes its entries as small as those of a sum."""
-_COLUMNS_TO_KERNEL = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
-"""G of the columns."""
-_PLACES = 24
+_A, _B = 5 / 8, 3 / 2
+_POINTS = (0, _A, -_A, _B, -_B)
+_TO_KERNEL = np.array(
+    [
+        np.array([1, point, point**2]) / math.prod(point - other for other in _POINTS if other != point)
+        for point in _POINTS
+    ]
+    + [[0, 0, 1]]
+)
+"""G."""
+_PLACES = 36
 _LANES = 64
 """Channels of a tile that are transformed at a time, in the innermost cache."""
-_ROW = 4 * _LANES
-_TILES = 576
+_ROW = 6 * _LANES
+_TILES = 288
 """That are taken at a time: few enough to stay in a cache, many enough for a matrix product."""
 _CHANNELS = 512
 """Of the inputs, that are taken at a time."""
@@ -51,7 +55,7 @@ def winograd_convolution(
 def winograd_kernels(weight: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "t o c"]:
     """Return G g Gᵀ for each pair of channels, rounded once: all that `winograd_prediction` needs of a weight."""
     parts = [
-        _kernels(part.double(), _ROWS_TO_KERNEL, _COLUMNS_TO_KERNEL).to(weight.dtype)
+        _kernels(part.double(), _TO_KERNEL).to(weight.dtype)
         for part in weight.detach().split(_LANES)
     ]
     return torch.cat(parts, 1)
@@ -72,7 +76,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.dilation = dilation
-        return _convolved(images, _kernels(weight, _ROWS_TO_KERNEL, _COLUMNS_TO_KERNEL), dilation)
+        return _convolved(images, _kernels(weight, _TO_KERNEL), dilation)
 
     @staticmethod
     @once_differentiable
@@ -80,7 +84,7 @@ class _Convolution(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
-            turned_about = _kernels(weight, _ROWS_TO_KERNEL[:, ::-1], _COLUMNS_TO_KERNEL[:, ::-1])
+            turned_about = _kernels(weight, _TO_KERNEL[:, ::-1])
             of_images = _convolved(gradient, turned_about.transpose(1, 2), ctx.dilation)
         if ctx.needs_input_grad[1]:
             of_weight = _gradient_of_weight(images, gradient, ctx.dilation)
@@ -115,7 +119,7 @@ def _gradient_of_weight(images: Tensor, gradient: Tensor, dilation: int) -> Floa
         for first in range(0, images.shape[3], _CHANNELS):
             some = of_kernels[..., first : first + _CHANNELS]
             some.baddbmm_(factors, block.read(images, first, some.shape[2]))
-    both_sides = images.new_tensor(np.kron(_ROWS_TO_KERNEL, _COLUMNS_TO_KERNEL))
+    both_sides = images.new_tensor(np.kron(_TO_KERNEL, _TO_KERNEL))
     return (
         (both_sides.T @ of_kernels.flatten(1))
         .unflatten(0, (3, 3))
@@ -124,10 +128,8 @@ def _gradient_of_weight(images: Tensor, gradient: Tensor, dilation: int) -> Floa
     )
 
 
-def _kernels(
-    weight: Float[Tensor, "o c 3 3"], rows_to_kernel: np.ndarray, columns_to_kernel: np.ndarray
-) -> Float[Tensor, "t o c"]:
-    both_sides = weight.new_tensor(np.kron(rows_to_kernel, columns_to_kernel))
+def _kernels(weight: Float[Tensor, "o c 3 3"], to_kernel: np.ndarray) -> Float[Tensor, "t o c"]:
+    both_sides = weight.new_tensor(np.kron(to_kernel, to_kernel))
     return (both_sides @ weight.detach().permute(0, 2, 3, 1).flatten(1, 2)).transpose(0, 1)
 
 
@@ -151,8 +153,8 @@ class _Block(NamedTuple):
 
 def _blocks(images: Float[Tensor, "n h w c"], num_outputs: int, dilation: int) -> Iterator[_Block]:
     num_images, height, width, channels = images.shape
-    rows = np.array([(image, top) for image in range(num_images) for top in _starts(height, dilation, 4)])
-    lefts = np.array(_starts(width, dilation, 2))
+    rows = np.array([(image, top) for image in range(num_images) for top in _starts(height, dilation)])
+    lefts = np.array(_starts(width, dilation))
     num_blocks = math.ceil(len(rows) * len(lefts) / _TILES)
     rows_at_a_time = math.ceil(len(rows) / num_blocks)
     most = rows_at_a_time * len(lefts)
@@ -164,20 +166,18 @@ def _blocks(images: Float[Tensor, "n h w c"], num_outputs: int, dilation: int) -
         yield _Block((some, lefts, dilation), tiles, products[: math.prod(size)].view(size))
 
 
-def _starts(num_cells: int, dilation: int, side: int) -> list[int]:
-    """Return the first cell of each tile of `side` outputs, which for those at the border lies in the padding."""
+def _starts(num_cells: int, dilation: int) -> list[int]:
+    """Return the first cell of each tile, which for those at the border lies in the padding."""
     return [
         first - dilation
         for start in range(min(dilation, num_cells))
-        for first in range(start, num_cells, side * dilation)
+        for first in range(start, num_cells, 4 * dilation)
     ]
 
 
 @numba.njit(cache=True, nogil=True)
 def _read_tiles(images, first, num_channels, rows, lefts, dilation, tiles):  # type: ignore[no-untyped-def]
     """Write Bᵀ d B of each tile d of these channels; outside the images are zeros."""
-    of = images.dtype.type
-    quarter, three_eighths, half, five_quarters = of(0.25), of(0.375), of(0.5), of(1.25)
     cells, halfway = np.empty(6 * _ROW, images.dtype), np.empty(6 * _ROW, images.dtype)
     tile = 0
     for image, top in rows:
@@ -185,33 +185,33 @@ def _read_tiles(images, first, num_channels, rows, lefts, dilation, tiles):  # t
             for channel in range(0, num_channels, _LANES):
                 end = min(channel + _LANES, num_channels)
                 part = (first + channel, first + end)
-                _load_cells(images, image, top, left, dilation, 6, 4, part, cells)
-                for at in range(_ROW):
-                    a, b, c = cells[at], cells[at + _ROW], cells[at + 2 * _ROW]
-                    d, e, f = cells[at + 3 * _ROW], cells[at + 4 * _ROW], cells[at + 5 * _ROW]
-                    halfway[at] = quarter * (a + e) + three_eighths * (b - d) - half * c
-                    halfway[at + _ROW] = half * (e - b) - five_quarters * c - quarter * d
-                    halfway[at + 2 * _ROW] = half * (b + e) + quarter * c - five_quarters * d
-                    halfway[at + 3 * _ROW] = half * (e - c) + quarter * (d - b)
-                    halfway[at + 4 * _ROW] = half * (b - d) + quarter * (e - c)
-                    halfway[at + 5 * _ROW] = quarter * (b + f) + three_eighths * (c - e) - half * d
+                _load_cells(images, image, top, left, dilation, 6, part, cells)
+                _of_inputs(cells, 0, _ROW, _ROW, halfway)
                 for start in range(0, 6 * _ROW, _ROW):
-                    for at in range(start, start + _LANES):
-                        a, b = halfway[at], halfway[at + _LANES]
-                        c, d = halfway[at + 2 * _LANES], halfway[at + 3 * _LANES]
-                        cells[at] = a - c
-                        cells[at + _LANES] = b + c
-                        cells[at + 2 * _LANES] = c - b
-                        cells[at + 3 * _LANES] = b - d
+                    _of_inputs(halfway, start, _LANES, _LANES, cells)
                 _store(cells, tiles, tile * num_channels + channel, end - channel)
             tile += 1
 
 
 @numba.njit(cache=True, nogil=True)
+def _of_inputs(d, start, step, size, result):  # type: ignore[no-untyped-def]
+    """Write Bᵀ d of six rows of `size` values, that begin `step` apart."""
+    a, b = d.dtype.type(_A), d.dtype.type(_B)
+    for at in range(start, start + size):
+        d1, d2, d3, d4 = d[at + step], d[at + 2 * step], d[at + 3 * step], d[at + 4 * step]
+        even_a, odd_a = d4 - b * b * d2, a * (d3 - b * b * d1)
+        even_b, odd_b = d4 - a * a * d2, b * (d3 - a * a * d1)
+        result[at] = a * a * (b * b * d[at] - d2) + even_a
+        result[at + step] = even_a + odd_a
+        result[at + 2 * step] = even_a - odd_a
+        result[at + 3 * step] = even_b + odd_b
+        result[at + 4 * step] = even_b - odd_b
+        result[at + 5 * step] = d[at + 5 * step] - (a * a + b * b) * d3 + a * a * b * b * d1
+
+
+@numba.njit(cache=True, nogil=True)
 def _read_gradients(gradients, rows, lefts, dilation, products):  # type: ignore[no-untyped-def]
-    """Write A y Aᵀ of the gradients y of each tile's eight results; outside are zeros."""
-    of = gradients.dtype.type
-    eighth, quarter, half, two, four, eight = of(0.125), of(0.25), of(0.5), of(2), of(4), of(8)
+    """Write A y Aᵀ of the gradients y of each tile's results; outside are zeros."""
     cells, halfway = np.empty(6 * _ROW, gradients.dtype), np.empty(6 * _ROW, gradients.dtype)
     num_channels = gradients.shape[3]
     tile = 0
@@ -220,78 +220,82 @@ def _read_gradients(gradients, rows, lefts, dilation, products):  # type: ignore
             for channel in range(0, num_channels, _LANES):
                 end = min(channel + _LANES, num_channels)
                 y, x = top + dilation, left + dilation
-                _load_cells(gradients, image, y, x, dilation, 4, 2, (channel, end), cells)
-                for at in range(2 * _LANES):
-                    a, b = cells[at], cells[at + _ROW]
-                    c, d = cells[at + 2 * _ROW], cells[at + 3 * _ROW]
-                    halfway[at] = a
-                    halfway[at + _ROW] = a + b + c + d
-                    halfway[at + 2 * _ROW] = a - b + c - d
-                    halfway[at + 3 * _ROW] = a + two * b + four * c + eight * d
-                    halfway[at + 4 * _ROW] = a - half * b + quarter * c - eighth * d
-                    halfway[at + 5 * _ROW] = d
+                _load_cells(gradients, image, y, x, dilation, 4, (channel, end), cells)
+                _of_gradients(cells, 0, _ROW, 4 * _LANES, halfway)
                 for start in range(0, 6 * _ROW, _ROW):
-                    for at in range(start, start + _LANES):
-                        a, b = halfway[at], halfway[at + _LANES]
-                        cells[at] = a
-                        cells[at + _LANES] = a + b
-                        cells[at + 2 * _LANES] = a - b
-                        cells[at + 3 * _LANES] = -b
+                    _of_gradients(halfway, start, _LANES, _LANES, cells)
                 _store(cells, products, tile * num_channels + channel, end - channel)
             tile += 1
 
 
 @numba.njit(cache=True, nogil=True)
+def _of_gradients(y, start, step, size, result):  # type: ignore[no-untyped-def]
+    """Write A y of four rows of `size` values, that begin `step` apart."""
+    a, b = y.dtype.type(_A), y.dtype.type(_B)
+    for at in range(start, start + size):
+        y0, y1, y2, y3 = y[at], y[at + step], y[at + 2 * step], y[at + 3 * step]
+        even_a, odd_a = y0 + a * a * y2, a * (y1 + a * a * y3)
+        even_b, odd_b = y0 + b * b * y2, b * (y1 + b * b * y3)
+        result[at] = y0
+        result[at + step] = even_a + odd_a
+        result[at + 2 * step] = even_a - odd_a
+        result[at + 3 * step] = even_b + odd_b
+        result[at + 4 * step] = even_b - odd_b
+        result[at + 5 * step] = y3
+
+
+@numba.njit(cache=True, nogil=True)
 def _write_results(products, rows, lefts, dilation, shift, results):  # type: ignore[no-untyped-def]
-    """Write the eight results Aᵀ M A of each tile M, those that lie in the image; with a shift, shifted, rectified."""
-    of = results.dtype.type
-    eighth, quarter, half, two, four, eight = of(0.125), of(0.25), of(0.5), of(2), of(4), of(8)
-    halfway = np.empty(4 * _ROW, results.dtype)
+    """Write the results AᵀMA of each tile M, those that lie in the image; with a shift, shifted and rectified."""
+    cells, halfway = np.empty(6 * _ROW, results.dtype), np.empty(4 * _ROW, results.dtype)
     _, height, width, num_channels = results.shape
     tile = 0
     for image, top in rows:
         for left in lefts:
             for channel in range(0, num_channels, _LANES):
-                size = min(_LANES, num_channels - channel)
-                start = tile * num_channels + channel
-                for j in range(4):
-                    r0, r1 = products[j, start : start + size], products[j + 4, start : start + size]
-                    r2, r3 = products[j + 8, start : start + size], products[j + 12, start : start + size]
-                    r4, r5 = products[j + 16, start : start + size], products[j + 20, start : start + size]
-                    for lane in range(size):
-                        a, b, c, d, e, f = r0[lane], r1[lane], r2[lane], r3[lane], r4[lane], r5[lane]
-                        at = j * _LANES + lane
-                        halfway[at] = a + b + c + d + e
-                        halfway[at + _ROW] = b - c + two * d - half * e
-                        halfway[at + 2 * _ROW] = b + c + four * d + quarter * e
-                        halfway[at + 3 * _ROW] = b - c + eight * d - eighth * e + f
+                end = min(channel + _LANES, num_channels)
+                _load_products(products, tile * num_channels + channel, end - channel, cells)
+                _of_products(cells, 0, _ROW, _ROW, halfway)
+                for start in range(0, 4 * _ROW, _ROW):
+                    _of_products(halfway, start, _LANES, _LANES, cells)
                 for i in range(4):
-                    y, x = top + (i + 1) * dilation, left + dilation
-                    for j in range(2):
-                        if y < height and x + j * dilation < width:
-                            target = results[image, y, x + j * dilation, channel : channel + size]
-                            _finish(halfway, i * _ROW, j, shift[channel : channel + size], target)
+                    for j in range(4):
+                        y, x = top + (i + 1) * dilation, left + (j + 1) * dilation
+                        if y < height and x < width:
+                            target = results[image, y, x, channel:end]
+                            _finish(cells, i * _ROW + j * _LANES, shift[channel:end], target)
             tile += 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _finish(halfway, start, j, shift, target):  # type: ignore[no-untyped-def]
-    """Write result `j` of the two of a row."""
-    for lane in range(len(target)):
-        a, b = halfway[start + lane], halfway[start + _LANES + lane]
-        c, d = halfway[start + 2 * _LANES + lane], halfway[start + 3 * _LANES + lane]
-        target[lane] = a + b + c if j == 0 else b - c - d
-    if len(shift):
-        for lane in range(len(target)):
-            value = target[lane] + shift[lane]
-            target[lane] = 0 if value < 0 else value  # not a number stays that
+def _of_products(m, start, step, size, result):  # type: ignore[no-untyped-def]
+    """Write Aᵀ m of six rows of `size` values, that begin `step` apart."""
+    a, b = m.dtype.type(_A), m.dtype.type(_B)
+    for at in range(start, start + size):
+        even_a, odd_a = m[at + step] + m[at + 2 * step], a * (m[at + step] - m[at + 2 * step])
+        even_b, odd_b = m[at + 3 * step] + m[at + 4 * step], b * (m[at + 3 * step] - m[at + 4 * step])
+        result[at] = m[at] + even_a + even_b
+        result[at + step] = odd_a + odd_b
+        result[at + 2 * step] = a * a * even_a + b * b * even_b
+        result[at + 3 * step] = a * a * odd_a + b * b * odd_b + m[at + 5 * step]
 
 
 @numba.njit(cache=True, nogil=True)
-def _load_cells(images, image, top, left, dilation, height, width, part, cells):  # type: ignore[no-untyped-def]
-    """Read a part of the channels of height x width cells of an image; those outside are 0."""
-    for i in range(height):
-        for j in range(width):
+def _finish(cells, start, shift, target):  # type: ignore[no-untyped-def]
+    if len(shift):
+        for lane in range(len(target)):
+            value = cells[start + lane] + shift[lane]
+            target[lane] = 0 if value < 0 else value  # not a number stays that
+    else:
+        for lane in range(len(target)):
+            target[lane] = cells[start + lane]
+
+
+@numba.njit(cache=True, nogil=True)
+def _load_cells(images, image, top, left, dilation, side, part, cells):  # type: ignore[no-untyped-def]
+    """Read a part of the channels of side x side cells of an image; those outside are 0."""
+    for i in range(side):
+        for j in range(side):
             y, x = top + i * dilation, left + j * dilation
             at = i * _ROW + j * _LANES
             if 0 <= y < images.shape[1] and 0 <= x < images.shape[2]:
@@ -300,6 +304,14 @@ def _load_cells(images, image, top, left, dilation, height, width, part, cells):
                     cells[at + lane] = source[lane]
             else:
                 cells[at : at + _LANES] = 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _load_products(products, start, size, cells):  # type: ignore[no-untyped-def]
+    for place in range(_PLACES):
+        source = products[place, start : start + size]
+        for lane in range(size):
+            cells[place * _LANES + lane] = source[lane]
 
 
 @numba.njit(cache=True, nogil=True)

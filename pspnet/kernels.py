@@ -116,10 +116,10 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution, padded by its dilation, with a third of the multiplications in fp32 and fp64."""
+    """A 3x3 convolution, padded by its dilation, with a quarter of the multiplications in fp32 and fp64."""
 
     is_fixed = False
-    """Whether the weight stays as it is; predictions keep what they compute of it, 2.7 times its memory."""
+    """Whether the weight stays as it is; predictions keep what they compute of it, 4 times its memory."""
     _kernels: Tensor | None = None
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o h w"]:
