@@ -7,6 +7,7 @@ is the median of the ratios of one turn's median step to that of the turn before
 
     python benchmarks/overhead.py --quick
     python benchmarks/overhead.py --write benchmarks/README.md
+    python benchmarks/overhead.py --spare-core --write benchmarks/README.md
 """
 
 import argparse
@@ -67,12 +68,13 @@ def main() -> None:
         _bare_worker(json.loads(options.worker_settings.read_text()))
         return
     num_rounds, num_steps = (1, 20) if options.quick else (options.rounds, options.steps)
+    core = max(os.sched_getaffinity(0)) if options.spare_core else None
     turns: list[list[Turn]] = []
     others = []
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), num_steps, crop_size=65 if options.quick else 129)
         for number in range(num_rounds):
-            found, of_cluster = _round(config, Path(folder) / str(number))
+            found, of_cluster = _round(config, Path(folder) / str(number), core=core)
             turns.append(found)
             others.append(of_cluster)
             print([f"{turn.way} {turn.clock * 1e3:.1f} ms" for turn in found], file=sys.stderr)
@@ -94,12 +96,17 @@ def main() -> None:
         f"{num_rounds} starts of both, turns of {STEPS_PER_TURN} steps, {len(ratios['clock'])} pairs of turns",
         f"the middle half of the pairs: {low:.3f} to {high:.3f}; Ray's processes but the workers, which stand still in "
         f"torchrun's turns, take {median(others):.1%} of a core",
+        *(
+            [f"both workers share core {core}, and leave the others to all else"]
+            if options.spare_core
+            else []
+        ),
         f"{os.cpu_count()} cores, {versions()}, ray {ray.__version__}",
     ]
     text = "\n".join([*lines, "", *(f"- {line}" for line in conditions)])
     print(text)
     if options.write:
-        write_between(options.write, "overhead", text)
+        write_between(options.write, "overhead_spare" if options.spare_core else "overhead", text)
     print(json.dumps({"ray_vs_torchrun": round(median(ratios["clock"]), 3)}))
 
 
@@ -108,6 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="starts of both ways")
     parser.add_argument("--steps", type=int, default=120, help="of each way in a round")
     parser.add_argument("--quick", action="store_true", help="one round of 20 steps at crop 65")
+    parser.add_argument("--spare-core", action="store_true", help="let the workers share one core")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--worker-settings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -144,13 +152,13 @@ def _config(folder: Path, num_steps: int, crop_size: int) -> TrainingConfig:
     )
 
 
-def _round(config: TrainingConfig, folder: Path) -> tuple[list[Turn], float]:
+def _round(config: TrainingConfig, folder: Path, *, core: int | None) -> tuple[list[Turn], float]:
     """Start both ways, let them take turns until one has done its steps, and return the turns. Both are then killed.
 
     The second number is the part of a core that the cluster's processes but the workers took in Ray's turns.
     """
     marks = {way: folder / f"{way}.txt" for way in WAYS}
-    with _started(config, folder) as processes:
+    with _started(config, folder, core) as processes:
         deadline = time.monotonic() + LONGEST_TURN_S
         cold = list(WAYS)
         while cold:
@@ -213,7 +221,7 @@ def _has_ended(marks: dict[str, Path], config: TrainingConfig) -> bool:
 
 
 @contextmanager
-def _started(config: TrainingConfig, folder: Path) -> Iterator[dict[str, ForkProcess]]:
+def _started(config: TrainingConfig, folder: Path, core: int | None) -> Iterator[dict[str, ForkProcess]]:
     """Start both ways as processes that have imported what this one has, and leave nothing of them behind."""
     processes = {}
     try:
@@ -223,7 +231,7 @@ def _started(config: TrainingConfig, folder: Path) -> Iterator[dict[str, ForkPro
             own = override(config, {"tracking.storage_dir": str(storage)})
             task = asdict(trainer.new_task(own, name="run", run_id="", attempt="1"))
             path = folder / f"{way}.json"
-            path.write_text(json.dumps({"task": task, "marks": str(folder / f"{way}.txt")}))
+            path.write_text(json.dumps({"task": task, "marks": str(folder / f"{way}.txt"), "core": core}))
             process = multiprocessing.get_context("fork").Process(target=_launch, args=(way, path, config))
             process.start()
             processes[way] = process
@@ -239,7 +247,8 @@ def _launch(way: str, settings: Path, config: TrainingConfig) -> None:
     with settings.with_suffix(".log").open("w") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-    os.environ["OMP_NUM_THREADS"] = str(config.workers.cpus_per_worker)
+    # what the platform's workers are started with
+    os.environ |= {"OMP_NUM_THREADS": str(config.workers.cpus_per_worker)} | cluster.KEPT_MEMORY
     if way == "ray":
         _under_ray(json.loads(settings.read_text()))
     else:
@@ -305,6 +314,8 @@ def _ray_worker(settings: dict[str, Any]) -> None:
 
 def _train(settings: dict[str, Any], place: Place, report: Report) -> None:
     """Train as every worker does, and let rank 0 write down when each step ended, by the clock and its processor."""
+    if settings["core"] is not None:
+        os.sched_setaffinity(0, {settings["core"]})  # of this thread and those that it starts
     with Path(settings["marks"]).open("a") as file:
 
         def marked_epoch(*values: Any, on_iteration: Callable[[Any], None], **options: Any) -> Any:

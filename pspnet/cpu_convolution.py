@@ -54,10 +54,7 @@ def winograd_convolution(
 
 def winograd_kernels(weight: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "t o c"]:
     """Return G g Gᵀ for each pair of channels, rounded once: all that `winograd_prediction` needs of a weight."""
-    parts = [
-        _kernels(part.double(), _TO_KERNEL).to(weight.dtype)
-        for part in weight.detach().split(_LANES)
-    ]
+    parts = [_kernels(part.double(), _TO_KERNEL).to(weight.dtype) for part in weight.detach().split(_LANES)]
     return torch.cat(parts, 1)
 
 
@@ -112,13 +109,13 @@ def _convolved(
 def _gradient_of_weight(images: Tensor, gradient: Tensor, dilation: int) -> Float[Tensor, "o c 3 3"]:
     images = images.detach().permute(0, 2, 3, 1).contiguous()
     gradient = gradient.detach().permute(0, 2, 3, 1).contiguous()
-    of_kernels = images.new_zeros(_PLACES, gradient.shape[3], images.shape[3])
-    for block in _blocks(images, gradient.shape[3], dilation):
+    of_kernels = images.new_empty(_PLACES, gradient.shape[3], images.shape[3])
+    for number, block in enumerate(_blocks(images, gradient.shape[3], dilation)):
         _read_gradients(gradient.numpy(), *block.places, block.products.flatten(1).numpy())
         factors = block.products.transpose(1, 2)
         for first in range(0, images.shape[3], _CHANNELS):
             some = of_kernels[..., first : first + _CHANNELS]
-            some.baddbmm_(factors, block.read(images, first, some.shape[2]))
+            some.baddbmm_(factors, block.read(images, first, some.shape[2]), beta=min(number, 1))
     both_sides = images.new_tensor(np.kron(_TO_KERNEL, _TO_KERNEL))
     return (
         (both_sides.T @ of_kernels.flatten(1))

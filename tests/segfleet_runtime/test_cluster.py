@@ -15,7 +15,7 @@ import ray
 
 from pspnet.errors import InputError
 from segfleet import cluster
-from segfleet.config import TrainingConfig
+from segfleet.config import TrainingConfig, WorkersConfig
 from segfleet.override import override
 
 
@@ -152,6 +152,43 @@ def test_the_processes_of_a_local_cluster_leave_the_cores_to_the_workers(
         time.sleep(2)
         assert ray.nodes()[0]["MetricsExportPort"] == -1
         assert "Beginning to track file" not in (logs / "log_monitor.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(standard_platform.libc_ver()[0] != "glibc", reason="it is glibc that is told to")
+def test_a_worker_without_a_gpu_keeps_memory_for_its_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray Train trains in a thread, which may not ask Linux for memory that the step before had."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in cluster.KEPT_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+
+    def faults_of_a_second_step() -> int:
+        """Count the pages that Linux has to find when 64 MiB are written that were freed just before."""
+        import resource
+        from concurrent.futures import ThreadPoolExecutor
+
+        def step(num_bytes: int) -> int:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            assert len(b"x" * num_bytes) == num_bytes
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        with ThreadPoolExecutor(1) as training:
+            training.submit(step, 2**26).result()
+            return training.submit(step, 2**26).result()
+
+    def measured(workers: WorkersConfig) -> int:
+        task = ray.remote(num_cpus=0, runtime_env={"env_vars": cluster.environment(workers)})
+        faults: int = ray.get(task(faults_of_a_second_step).remote())
+        return faults
+
+    pages = 2**26 // os.sysconf("SC_PAGE_SIZE")
+    with cluster.connect(tmp_path):
+        assert measured(WorkersConfig()) < pages / 10
+        assert not set(cluster.KEPT_MEMORY) & set(cluster.environment(WorkersConfig(use_gpu=True)))
+        monkeypatch.setenv("MALLOC_ARENA_MAX", "16")  # what a person has set counts
+        assert measured(WorkersConfig()) > pages / 2
 
 
 BESIDE = """
