@@ -1,9 +1,11 @@
-"""What does Ray cost a training step? The same loop under bare torchrun and under our Ray trainer, two gloo workers.
+"""What does Ray cost a training step? The same loop under torchrun and under our Ray trainer, two gloo workers.
 
-Both run `segfleet.worker.execute`, with the same environment, on the same drawn data, one thread a worker. They are
-started together and then take turns of a few steps: the one whose turn it is not is stopped (SIGSTOP) with all its
-processes, the cluster's among them, so that each has the cores for itself and both see the same neighbours. What counts
-is the median of the ratios of one turn's median step to that of the turn before or after. The last line is JSON.
+All run `segfleet.worker.execute` on the same drawn data, one thread a worker: under our trainer, under torchrun with
+the environment that the trainer gives its workers (`cluster.KEPT_MEMORY`), which is what Ray itself costs, and under
+torchrun as one types it. They are started together and then take turns of a few steps: those whose turn it is not are
+stopped (SIGSTOP) with all their processes, the cluster's among them, so that each has the cores for itself and all see
+the same neighbours. What counts is the median of the ratios of one turn's median step to that of the turn before or
+after. The last line is JSON.
 
     python benchmarks/overhead.py --quick
     python benchmarks/overhead.py --write benchmarks/README.md
@@ -48,7 +50,11 @@ from segfleet.presets import training_preset
 
 NUM_WORKERS, BATCH_SIZE, NUM_WARM_STEPS = 2, 4, 5
 STEPS_PER_TURN = 5
-WAYS = {"torchrun": "bare torchrun", "ray": "**our Ray trainer**"}
+WAYS = {
+    "ray": "**our Ray trainer**",
+    "torchrun": "torchrun, with the trainer's environment",
+    "bare": "torchrun as it is typed",
+}
 LONGEST_TURN_S = 300
 Report = Callable[[dict[str, Any]], None]
 
@@ -68,53 +74,53 @@ def main() -> None:
         _bare_worker(json.loads(options.worker_settings.read_text()))
         return
     num_rounds, num_steps = (1, 20) if options.quick else (options.rounds, options.steps)
+    ways = [way for way in WAYS if way != "bare" or not options.quick]
     core = max(os.sched_getaffinity(0)) if options.spare_core else None
     turns: list[list[Turn]] = []
     others = []
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), num_steps, crop_size=65 if options.quick else 129)
         for number in range(num_rounds):
-            found, of_cluster = _round(config, Path(folder) / str(number), core=core)
+            found, of_cluster = _round(config, Path(folder) / str(number), ways, core)
             turns.append(found)
             others.append(of_cluster)
             print([f"{turn.way} {turn.clock * 1e3:.1f} ms" for turn in found], file=sys.stderr)
     lines = [
-        "| under | ms a step | times torchrun | its processor time, ms | times torchrun |",
+        "| under | ms a step | our trainer, times that | its processor time, ms | our trainer, times that |",
         "| --- | --- | --- | --- | --- |",
     ]
-    ratios = {}
-    for way, label in WAYS.items():
+    for way in ways:
         cells = []
         for measure in ("clock", "processor"):
             times = [getattr(turn, measure) for found in turns for turn in found if turn.way == way]
-            ratios[measure] = [1.0] if way == "torchrun" else _ratios(turns, measure)
-            cells += [f"{median(times) * 1e3:.1f}", cell(ratios[measure])]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    low, high = np.percentile(ratios["clock"], (25, 75))
+            ratios = [1.0] if way == "ray" else _ratios(turns, way, measure)
+            cells += [f"{median(times) * 1e3:.1f}", cell(ratios)]
+        lines.append(f"| {WAYS[way]} | {' | '.join(cells)} |")
+    price = _ratios(turns, "torchrun", "clock")
+    low, high = np.percentile(price, (25, 75))
     conditions = [
         f"ResNet-18, crop {config.data.crop_size}, {NUM_WORKERS} gloo workers of {BATCH_SIZE // NUM_WORKERS} images; "
-        f"{num_rounds} starts of both, turns of {STEPS_PER_TURN} steps, {len(ratios['clock'])} pairs of turns",
-        f"the middle half of the pairs: {low:.3f} to {high:.3f}; Ray's processes but the workers, which stand still in "
-        f"torchrun's turns, take {median(others):.1%} of a core",
-        *(
-            [f"both workers share core {core}, and leave the others to all else"]
-            if options.spare_core
-            else []
-        ),
+        f"{num_rounds} starts of all, turns of {STEPS_PER_TURN} steps, {len(price)} pairs of turns with each torchrun",
+        f"the middle half of the pairs with the same environment: {low:.3f} to {high:.3f}; Ray's processes but the "
+        f"workers, which stand still in torchrun's turns, take {median(others):.1%} of a core",
+        f"both workers share core {core}" if options.spare_core else "a core for each worker",
         f"{os.cpu_count()} cores, {versions()}, ray {ray.__version__}",
     ]
     text = "\n".join([*lines, "", *(f"- {line}" for line in conditions)])
     print(text)
     if options.write:
         write_between(options.write, "overhead_spare" if options.spare_core else "overhead", text)
-    print(json.dumps({"ray_vs_torchrun": round(median(ratios["clock"]), 3)}))
+    found = {"ray_vs_torchrun": price, "ray_vs_torchrun_as_typed": _ratios(turns, "bare", "clock")}
+    print(json.dumps({name: round(median(ratios), 3) for name, ratios in found.items() if ratios}))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What Ray costs a training step.")
-    parser.add_argument("--rounds", type=int, default=3, help="starts of both ways")
-    parser.add_argument("--steps", type=int, default=120, help="of each way in a round")
-    parser.add_argument("--quick", action="store_true", help="one round of 20 steps at crop 65")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of every way")
+    parser.add_argument("--steps", type=int, default=120, help="of our trainer in a round")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of 20 steps at crop 65, without bare torchrun"
+    )
     parser.add_argument("--spare-core", action="store_true", help="let the workers share one core")
     parser.add_argument("--write", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--worker-settings", type=Path, help=argparse.SUPPRESS)
@@ -152,15 +158,19 @@ def _config(folder: Path, num_steps: int, crop_size: int) -> TrainingConfig:
     )
 
 
-def _round(config: TrainingConfig, folder: Path, *, core: int | None) -> tuple[list[Turn], float]:
-    """Start both ways, let them take turns until one has done its steps, and return the turns. Both are then killed.
+def _round(
+    config: TrainingConfig, folder: Path, ways: list[str], core: int | None
+) -> tuple[list[Turn], float]:
+    """Start the ways, let ours and each other take turns until one has done its steps, and return the turns.
 
-    The second number is the part of a core that the cluster's processes but the workers took in Ray's turns.
+    All are then killed. The second number is the part of a core that the cluster's processes but the workers took in
+    Ray's turns.
     """
-    marks = {way: folder / f"{way}.txt" for way in WAYS}
-    with _started(config, folder, core) as processes:
+    marks = {way: folder / f"{way}.txt" for way in ways}
+    order = [way for other in ways if other != "ray" for way in ("ray", other)]
+    with _started(config, folder, ways, core) as processes:
         deadline = time.monotonic() + LONGEST_TURN_S
-        cold = list(WAYS)
+        cold = list(ways)
         while cold:
             _check(processes, folder, deadline)
             for way in [way for way in cold if len(_read(marks[way])) >= NUM_WARM_STEPS]:
@@ -170,8 +180,9 @@ def _round(config: TrainingConfig, folder: Path, *, core: int | None) -> tuple[l
         spans: list[tuple[str, float, float]] = []
         of_cluster: list[float] = []
         while not _has_ended(marks, config):
-            way, other = ("torchrun", "ray") if len(spans) % 2 else ("ray", "torchrun")
-            _signal(processes[other], "suspend")
+            way = order[len(spans) % len(order)]
+            if spans:
+                _signal(processes[spans[-1][0]], "suspend")
             _signal(processes[way], "resume")
             begun, taken, num_done = (
                 time.monotonic(),
@@ -196,14 +207,14 @@ def _round(config: TrainingConfig, folder: Path, *, core: int | None) -> tuple[l
     return turns, median(of_cluster)
 
 
-def _ratios(rounds: list[list[Turn]], measure: str) -> list[float]:
-    """Return Ray's times by torchrun's, of turns that follow each other."""
+def _ratios(rounds: list[list[Turn]], way: str, measure: str) -> list[float]:
+    """Return our trainer's times by those of `way`, of turns that follow each other."""
     found = []
     for turns in rounds:
-        for one, other in pairwise(turns):
-            if one.way != other.way:
-                both = {turn.way: getattr(turn, measure) for turn in (one, other)}
-                found.append(both["ray"] / both["torchrun"])
+        for pair in pairwise(turns):
+            both = {turn.way: getattr(turn, measure) for turn in pair}
+            if both.keys() == {"ray", way}:
+                found.append(both["ray"] / both[way])
     return found
 
 
@@ -221,11 +232,13 @@ def _has_ended(marks: dict[str, Path], config: TrainingConfig) -> bool:
 
 
 @contextmanager
-def _started(config: TrainingConfig, folder: Path, core: int | None) -> Iterator[dict[str, ForkProcess]]:
-    """Start both ways as processes that have imported what this one has, and leave nothing of them behind."""
+def _started(
+    config: TrainingConfig, folder: Path, ways: list[str], core: int | None
+) -> Iterator[dict[str, ForkProcess]]:
+    """Start the ways as processes that have imported what this one has, and leave nothing of them behind."""
     processes = {}
     try:
-        for way in WAYS:
+        for way in ways:
             storage = folder / way
             storage.mkdir(parents=True)
             own = override(config, {"tracking.storage_dir": str(storage)})
@@ -247,8 +260,9 @@ def _launch(way: str, settings: Path, config: TrainingConfig) -> None:
     with settings.with_suffix(".log").open("w") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-    # what the platform's workers are started with
-    os.environ |= {"OMP_NUM_THREADS": str(config.workers.cpus_per_worker)} | cluster.KEPT_MEMORY
+    os.environ["OMP_NUM_THREADS"] = str(config.workers.cpus_per_worker)
+    if way != "bare":
+        os.environ |= cluster.KEPT_MEMORY
     if way == "ray":
         _under_ray(json.loads(settings.read_text()))
     else:

@@ -279,6 +279,7 @@ def _of_products(m, start, step, size, result):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _finish(cells, start, shift, target):  # type: ignore[no-untyped-def]
+    """Write one result of a tile; with a shift, shifted and rectified."""
     if len(shift):
         for lane in range(len(target)):
             value = cells[start + lane] + shift[lane]

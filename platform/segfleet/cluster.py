@@ -42,8 +42,8 @@ QUIET_CLUSTER = {"enable_metrics_collection": False, "task_events_report_interva
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
 """Environment in which glibc keeps freed memory for the next step instead of asking Linux for it anew, page by page.
 
-A training step on a CPU takes a tenth less time so (docs/LOG.md, 2026-11-30), and no more memory. One arena, because
-others than the first ask Linux for each large piece all the same. What a person has set counts instead.
+A training step on a CPU takes about a tenth less time so (docs/LOG.md, 2026-11-30), and about the same memory. One
+arena, because others than the first ask Linux for each large piece all the same. What a person has set counts instead.
 """
 LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
 
@@ -199,17 +199,12 @@ def environment(workers: WorkersConfig) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(("MLFLOW_", "SEGFLEET_")) and not is_secret(name, value)
     }
-    kept_memory = (
-        {} if workers.use_gpu else {name: os.environ.get(name, it) for name, it in KEPT_MEMORY.items()}
-    )
-    return (
-        passed_on
-        | kept_memory
-        | {
-            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-            "OMP_NUM_THREADS": str(workers.cpus_per_worker),
-        }
-    )
+    if not workers.use_gpu:
+        passed_on |= {name: os.environ.get(name, value) for name, value in KEPT_MEMORY.items()}
+    return passed_on | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "OMP_NUM_THREADS": str(workers.cpus_per_worker),
+    }
 
 
 def _nodes() -> list[dict[str, float]]:
