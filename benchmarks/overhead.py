@@ -110,8 +110,8 @@ def main() -> None:
     print(text)
     if options.write:
         write_between(options.write, "overhead_spare" if options.spare_core else "overhead", text)
-    found = {"ray_vs_torchrun": price, "ray_vs_torchrun_as_typed": _ratios(turns, "bare", "clock")}
-    print(json.dumps({name: round(median(ratios), 3) for name, ratios in found.items() if ratios}))
+    named = {"ray_vs_torchrun": price, "ray_vs_torchrun_as_typed": _ratios(turns, "bare", "clock")}
+    print(json.dumps({name: round(median(of_it), 3) for name, of_it in named.items() if of_it}))
 
 
 def _options() -> argparse.Namespace:
