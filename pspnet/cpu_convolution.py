@@ -11,7 +11,7 @@ Axes: n images, h w cells, c channels in, o channels out, p tiles of a block, t 
 
 # ruff: noqa: F722
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numba
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 _A, _B = 5 / 8, 3 / 2
@@ -102,7 +103,7 @@ def _convolved(
                 torch.bmm(tiles, of_them, out=block.products)
             else:
                 block.products.baddbmm_(tiles, of_them)
-        _write_results(block.products.flatten(1).numpy(), *block.places, shift.numpy(), result.numpy())
+        _run(_write_results, block.products.flatten(1), *block.places, shift, result)
     return result.permute(0, 3, 1, 2)
 
 
@@ -111,7 +112,7 @@ def _gradient_of_weight(images: Tensor, gradient: Tensor, dilation: int) -> Floa
     gradient = gradient.detach().permute(0, 2, 3, 1).contiguous()
     of_kernels = images.new_empty(_PLACES, gradient.shape[3], images.shape[3])
     for number, block in enumerate(_blocks(images, gradient.shape[3], dilation)):
-        _read_gradients(gradient.numpy(), *block.places, block.products.flatten(1).numpy())
+        _run(_read_gradients, gradient, *block.places, block.products.flatten(1))
         factors = block.products.transpose(1, 2)
         for first in range(0, images.shape[3], _CHANNELS):
             some = of_kernels[..., first : first + _CHANNELS]
@@ -130,6 +131,12 @@ def _kernels(weight: Float[Tensor, "o c 3 3"], to_kernel: np.ndarray) -> Float[T
     return (both_sides @ weight.detach().permute(0, 2, 3, 1).flatten(1, 2)).transpose(0, 1)
 
 
+def _run(loop: Callable[..., None], *values: Any) -> None:
+    """Run a compiled loop on what the tensors hold; those of sizes alone (`pspnet.memory`) hold nothing."""
+    if not any(isinstance(value, FakeTensor) for value in values):
+        loop(*(value.numpy() if isinstance(value, Tensor) else value for value in values))
+
+
 class _Block(NamedTuple):
     """Some rows of tiles, and memory for what is computed of them."""
 
@@ -144,7 +151,7 @@ class _Block(NamedTuple):
         rows, lefts, _ = self.places
         size = (_PLACES, len(rows) * len(lefts), num_channels)
         tiles = self.memory[: math.prod(size)].view(size)
-        _read_tiles(images.numpy(), first, num_channels, *self.places, tiles.flatten(1).numpy())
+        _run(_read_tiles, images, first, num_channels, *self.places, tiles.flatten(1))
         return tiles
 
 

@@ -26,9 +26,7 @@ def parallelise(
     device = torch.device(device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
-        if not compiled:  # what numba compiles torch.compile cannot
-            use_fast_kernels(model, model.backbone)
-        use_fast_depthwise_gradients(model.backbone)
+        use_cpu_kernels(model, compiled=compiled)
     if world_size() > 1 and device.type == "cuda" and norm != "batch":
         synchronised(model)
     network: Any = model
@@ -39,6 +37,13 @@ def parallelise(
         return network
     device_ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def use_cpu_kernels(model: PSPNet, *, compiled: bool = False, num_threads: int = 0) -> None:
+    """Let `model` be trained by a CPU's faster kernels, where it has so many threads (0: as torch has here)."""
+    if not compiled:  # what numba compiles torch.compile cannot
+        use_fast_kernels(model, model.backbone, num_threads=num_threads)
+    use_fast_depthwise_gradients(model.backbone)
 
 
 def unwrapped(model: nn.Module) -> PSPNet:

@@ -24,14 +24,16 @@ MIN_WINOGRAD_VALUES = 2**18
 """Cells times the smaller number of channels: with fewer, it is spent on transforming the kernels."""
 
 
-def use_fast_kernels(model: nn.Module, backbone: nn.Module, *, to_predict: bool = False) -> None:
-    """Let the convolutions of `model` be computed by what is fastest on this CPU, where torch has one thread.
+def use_fast_kernels(
+    model: nn.Module, backbone: nn.Module, *, to_predict: bool = False, num_threads: int = 0
+) -> None:
+    """Let the convolutions of `model` be computed by what is fastest on this CPU with one thread, by default torch's.
 
     Intel's processors multiply matrices as fast as they convolve: 1x1 convolutions of the backbone become products of
     matrices, and 3x3 ones need fewer multiplications (`pspnet.cpu_convolution`). On others products of matrices are
     slow, and are avoided. Results agree up to rounding. With `to_predict`, the weights must stay as they are.
     """
-    if torch.get_num_threads() > 1:
+    if (num_threads or torch.get_num_threads()) > 1:
         return
     if multiplies_matrices_fast():
         use_matrix_products(model, backbone, to_predict=to_predict)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pspnet.distributed import use_cpu_kernels
 from pspnet.errors import InputError
 from pspnet.freezing import freeze
 from pspnet.initialisation import WithoutDraws
@@ -72,6 +73,7 @@ def predicted(config: TrainingConfig, num_classes: int, num_images: int | None =
         config.data.crop_size,
         config.workers.precision,
         config.workers.recompute,
+        None if config.workers.use_gpu else (config.workers.compile, config.workers.cpus_per_worker),
         num_classes,
         num_images,
         config.per_worker_batch_size // num_images,
@@ -116,6 +118,7 @@ def _predicted(
     crop_size: int | str,
     precision: Precision,
     is_recomputed: bool,
+    on_cpu: tuple[bool, int] | None,
     num_classes: int,
     num_images: int,
     accumulation_steps: int,
@@ -124,6 +127,9 @@ def _predicted(
         model = _frozen_network(config, num_classes)
         if is_recomputed:
             recompute_blocks(model)
+        if on_cpu:
+            compiled, num_threads = on_cpu
+            use_cpu_kernels(model, compiled=compiled, num_threads=num_threads)
         return model
 
     has_weights = bool(loss.class_weights) or loss.class_balance != "none"

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from pspnet.data import Batch
+from pspnet.distributed import use_cpu_kernels
 from pspnet.inference import Precision, autocast
 from pspnet.loss import PLAIN, CrossEntropy
 from pspnet.memory import Fit, LiveBytes, count_step, fit_line, measure_fit, step_memory
@@ -129,6 +130,24 @@ def test_a_step_is_predicted_as_the_engine_takes_it(
     predicted = step_memory(build, 161, 2, accumulation_steps=accumulation_steps, cross_entropy=cross_entropy)
     taken = engines_peak(build(), 161, 2, accumulation_steps, cross_entropy)
     assert predicted.peak == pytest.approx(taken, rel=0.002)
+
+
+def test_what_a_cpus_own_kernels_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles and kernels of 3x3 convolutions, which live at the peak of a small crop."""
+    monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: True)
+
+    def build() -> PSPNet:
+        return PSPNet(19, backbone="resnet18")
+
+    def on_cpu() -> PSPNet:
+        model = build()
+        use_cpu_kernels(model, num_threads=1)
+        return model
+
+    predicted = step_memory(on_cpu, 129, 2)
+    assert predicted.peak > 1.2 * step_memory(build, 129, 2).peak
+    assert predicted.peak == pytest.approx(engines_peak(on_cpu(), 129, 2, 1, PLAIN), rel=0.01)
+    assert predicted.peak == pytest.approx(count_step(on_cpu(), 129, 2).peak, rel=0.002)
 
 
 def test_activations_grow_with_the_images_and_shrink_when_they_are_computed_again() -> None:

@@ -81,6 +81,24 @@ def test_gradients_of_earlier_parts_and_the_images_of_all_are_counted(config: Tr
     assert predicted(hard, NUM_CLASSES, 2).peak >= parts.peak
 
 
+def test_kernels_of_a_cpu_with_one_thread_are_counted(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: True)
+    wide = override(config, {"model.backbone": "resnet18", "model.head_channels": 512})
+    one, two, gpu, compiled = (
+        predicted(override(wide, {f"workers.{name}": value}), NUM_CLASSES, 2).peak
+        for name, value in (
+            ("cpus_per_worker", 1),
+            ("cpus_per_worker", 2),
+            ("use_gpu", True),
+            ("compile", True),
+        )
+    )
+    assert one > 1.1 * two
+    assert two == gpu == compiled
+
+
 def test_frozen_batch_norm_is_tried_with_a_single_image(config: TrainingConfig) -> None:
     frozen = override(config, {"model.freeze_batch_norm": "all"})
     assert memory_table(frozen, NUM_CLASSES).splitlines()[-1].split()[:2] == ["1", "12"]
