@@ -47,7 +47,8 @@ def winograd_convolution(
 ) -> Float[Tensor, "n o h w"]:
     """Return conv2d(images, weight, padding=dilation, dilation=dilation), in channels_last; float32 or float64.
 
-    It agrees up to rounding, and rounds about as torch's does. Of its working memory nothing is kept for the gradients.
+    It agrees up to rounding, of which it has one to two times torch's, and a weight's gradient five to six times
+    (docs/numerics.md). Of its working memory nothing is kept for the gradients.
     """
     result: Tensor = _Convolution.apply(images, weight, dilation)
     return result

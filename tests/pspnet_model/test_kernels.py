@@ -122,6 +122,23 @@ def test_winograds_convolution_takes_more_tiles_and_channels_than_it_computes_at
     assert 0 < error <= 1.5 * plain_error, "it rounds as the plain one does"
 
 
+def test_the_gradients_of_winograds_convolution_round_a_few_times_as_much_as_the_plain_ones() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(64, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    use_matrix_products(ours, nn.Identity())
+    images, factors = torch.rand(2, 64, 67, 61), torch.randn(2, 128, 67, 61)
+    found = []
+    for conv in (exact, plain, ours):
+        x = images.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        conv(x).backward(factors.to(x.dtype))
+        assert x.grad is not None
+        assert conv.weight.grad is not None
+        found.append([x.grad.double(), conv.weight.grad.double()])
+    for most, (expected, of_plain, of_ours) in zip((2.5, 8), zip(*found, strict=True), strict=True):
+        assert 0 < (of_ours - expected).norm() <= most * (of_plain - expected).norm()
+
+
 def test_in_bf16_the_convolution_stays_the_plain_one() -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(64, 64, 3, padding=2, dilation=2, bias=False)
