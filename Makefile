@@ -140,3 +140,4 @@ soak: install
 bench-overhead: install
 	$(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/overhead.py --write benchmarks/README.md
+	$(BIN)/python benchmarks/overhead.py --spare-core --write benchmarks/README.md

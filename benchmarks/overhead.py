@@ -5,7 +5,7 @@ the environment that the trainer gives its workers (`cluster.KEPT_MEMORY`), whic
 torchrun as one types it. They are started together and then take turns of a few steps: those whose turn it is not are
 stopped (SIGSTOP) with all their processes, the cluster's among them, so that each has the cores for itself and all see
 the same neighbours. What counts is the median of the ratios of one turn's median step to that of the turn before or
-after. `--quick` leaves out the last way, and takes a crop of 65: one of 257 would leave time for a single pair of turns.
+after. `--quick` leaves out the last way and takes a crop of 65; one of 257 would leave time for a single pair of turns.
 The last line is JSON.
 
     python benchmarks/overhead.py --quick
