@@ -79,23 +79,36 @@ class Decision:
     """Lower end of the interval of the gain."""
     class_gains: dict[str, float]
     """Difference of IoUs of each class that both have."""
+    num_images: int
+    """Images with a valid pixel: those that decide."""
 
 
 def decide(challenger: Measured, champion: Measured, class_names: Sequence[str], limits: Limits) -> Decision:
-    """Return whether the challenger passes every limit against the champion; both were counted on the same images."""
-    if challenger.counts.shape != champion.counts.shape:
+    """Return whether the challenger passes every limit against the champion; both were counted on the same images.
+
+    Images without a valid pixel say nothing of a model and are left out.
+    """
+    targets, others = (model.counts.sum(axis=2) for model in (challenger, champion))
+    if not np.array_equal(targets, others):
         raise ValueError(
-            f"Both models must be counted on the same images, but got {challenger.counts.shape} and "
-            f"{champion.counts.shape}."
+            f"Both models must be counted on the same images, but got {targets.shape[0]} images with "
+            f"{targets.sum()} valid pixels and {others.shape[0]} with {others.sum()}, or with others of each class."
         )
+    decisive = targets.any(axis=1)
+    if not decisive.any():
+        raise InputError(
+            f"Models must be compared on images with a valid pixel, but none of {len(decisive)} has one. Give another "
+            "split."
+        )
+    counts = [model.counts[decisive] for model in (challenger, champion)]
     unknown = sorted(set(limits.class_floors) - set(class_names))
     if unknown:
         raise InputError(
             f"class_floors must name classes of the model, but got {unknown[0]!r}. There are: {', '.join(class_names)}."
         )
-    ious = [class_iou(model.counts.sum(0)) for model in (challenger, champion)]
+    ious = [class_iou(of_images.sum(0)) for of_images in counts]
     gain = float(np.nanmean(ious[0]) - np.nanmean(ious[1]))
-    gains = gain_resamples(challenger.counts, champion.counts)
+    gains = gain_resamples(*counts)
     lower = float(np.quantile(gains, 1 - limits.confidence))
     class_gains = {
         name: float(ours - theirs)
@@ -103,7 +116,7 @@ def decide(challenger: Measured, champion: Measured, class_names: Sequence[str],
         if np.isfinite(ours) and np.isfinite(theirs)
     }
     failed = []
-    spread = f"{limits.confidence:.0%} sure of {lower:+.4f} or more, over {len(challenger.counts)} images"
+    spread = f"{limits.confidence:.0%} sure of {lower:+.4f} or more, over {len(counts[0])} images"
     if not lower > limits.min_gain:
         failed.append(f"the gain in mIoU is {gain:+.4f}, {spread}: not above {limits.min_gain:+.4f}")
     for name, class_gain in class_gains.items():
@@ -121,6 +134,7 @@ def decide(challenger: Measured, champion: Measured, class_names: Sequence[str],
         gain=gain,
         lower_gain=lower,
         class_gains=class_gains,
+        num_images=len(counts[0]),
     )
 
 
@@ -134,7 +148,10 @@ def size_failures(challenger: Measured, limits: Limits) -> list[str]:
 
 
 def gain_resamples(challenger: np.ndarray, champion: np.ndarray) -> np.ndarray:
-    """Return the difference of the mIoUs on NUM_RESAMPLES draws of as many images with replacement."""
+    """Return the difference of the mIoUs on NUM_RESAMPLES draws of as many images with replacement.
+
+    Each image has a valid pixel, so that no draw is without a class.
+    """
     num_images, num_classes = challenger.shape[:2]
     flat = [counts.reshape(num_images, -1).astype(np.float64) for counts in (challenger, champion)]
     rng = np.random.default_rng(0)

@@ -209,6 +209,7 @@ def _without_champion(
         gain=miou,
         lower_gain=miou,
         class_gains={},
+        num_images=len(evaluation.image_miou),
     )
     return decision, {"miou": miou, "bytes": float(size)}
 
@@ -236,7 +237,7 @@ def _compared(
         "lower_gain": decision.lower_gain,
         "min_gain": limits.min_gain,
         "confidence": limits.confidence,
-        "num_images": float(len(indices)),
+        "num_images": float(decision.num_images),
         "latency_ratio": seconds[0] / seconds[1],
         "bytes": float(measured[0].size_bytes),
     }

@@ -80,9 +80,10 @@ def record(tracking_uri: str, name: str, entry: PromotionEntry) -> None:
 
 def append(tracking_uri: str, name: str, entry: PromotionEntry) -> None:
     """Add a decision to the history; numbers that do not fit into a tag are left out."""
-    text = json.dumps(asdict(entry))
+    text = json.dumps(asdict(entry), allow_nan=False)
     if len(text) > MAX_TAG_CHARACTERS:
-        text = json.dumps(asdict(entry) | {"numbers": {}, "reasons": [entry.reasons[0][:1000]]})
+        shorter = asdict(entry) | {"numbers": {}, "reasons": [entry.reasons[0][:1000]]}
+        text = json.dumps(shorter, allow_nan=False)
     with tracking_server.plain_errors(tracking_uri):
         number = len(history(tracking_uri, name)) + 1
         tracking_server.client(tracking_uri).set_registered_model_tag(name, f"{_TAG}{number:04d}", text)

@@ -96,6 +96,32 @@ def test_the_gain_must_be_above_the_minimum_even_at_its_lower_end() -> None:
     assert f"not above {between:+.4f}" in refused.reasons[0]
 
 
+@pytest.mark.parametrize("num_blank", [1, 20])
+def test_images_without_a_valid_pixel_are_left_out(num_blank: int) -> None:
+    """Two images that decide: of 4000 draws of 22 images hundreds would be of blank ones only, which have no mIoU."""
+    rng = np.random.default_rng(6)
+    pair = [counted(rng, 2, RATES + 0.04), counted(rng, 2, RATES)]
+    blank = np.zeros((num_blank, 4, 4), np.int64)
+    decision = decided(*pair)
+    assert decision.num_images == 2
+    assert np.isfinite(decision.lower_gain)
+    assert decided(*(np.concatenate([blank, counts]) for counts in pair)) == decision
+    assert decided(*(np.concatenate([counts[:1], blank, counts[1:]]) for counts in pair)) == decision
+    with pytest.raises(InputError, match=f"but none of {num_blank} has one"):
+        decided(blank, blank)
+
+
+def test_models_that_were_counted_on_other_images_are_not_compared() -> None:
+    counts = counted(np.random.default_rng(7), 3, RATES)
+    others = counts.copy()
+    others[0, 1, 1] += 1
+    for other in (counts[:2], others):
+        with pytest.raises(
+            ValueError, match=r"counted on the same images, but got 3 images with 12000 valid"
+        ):
+            decided(counts, other)
+
+
 def test_latency_and_size() -> None:
     rng = np.random.default_rng(3)
     champion, challenger = counted(rng, 60, RATES), counted(rng, 60, RATES + 0.03)

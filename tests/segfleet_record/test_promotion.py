@@ -1,6 +1,7 @@
 """Laws of the promotion: the decision on numbers, and its execution in a registry."""
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pspnet.errors import InputError
@@ -20,9 +22,10 @@ from segfleet.evaluation import evaluate_model
 from segfleet.gate import Limits
 from segfleet.package import package_model
 from segfleet.promotion import comparison_table, promote, roll_back
-from segfleet.promotion_record import alone, history, history_table
+from segfleet.promotion_record import PromotionEntry, alone, append, history, history_table
 from segfleet.protocol import ViewOptions
 from segfleet.registry import aliases_of, register
+from tests.stores import write_store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sqlalchemy.exc.SADeprecationWarning"  # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates
@@ -105,6 +108,46 @@ def test_a_better_challenger_becomes_champion_and_the_history_says_why(
     assert aliases_of(uri, registered)["champion"] == 1
     with pytest.raises(InputError, match="has none before version 1"):
         roll_back(uri, registered, dry_run=False)
+
+
+def test_images_without_a_valid_pixel_change_no_decision(
+    local: TrackingConfig, store: Store, registered: str, tmp_path: Path, no_process: None
+) -> None:
+    split = store.split("val")
+    seen = [(split.name(index), split.image(index), split.label(index)) for index in range(3)]
+    blank = [
+        (f"blank_{number}", image, np.full(image.shape[:2], 255, np.uint8))
+        for number, (_, image, _) in enumerate(2 * seen)
+    ]
+    limits = Limits(class_floors={"car": 1.0})
+    reports = []
+    for name, pictures in (("without", seen), ("with", [*blank, *seen])):
+        other = write_store(tmp_path / name, store.class_table, {"val": pictures})
+        reports.append(
+            promote(local.tracking_uri, registered, store=other, **HOW, limits=limits, dry_run=name != "with")
+        )
+    without, ours = reports
+    assert (without.promote, ours.promote) == (True, True)
+    assert without.reasons == ours.reasons
+    numbers = [dict(report.numbers, latency_ratio=0) for report in reports]
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["num_images"] == 3
+    (entry,) = history(local.tracking_uri, registered)
+    assert entry.numbers["lower_gain"] == ours.numbers["lower_gain"] > 0
+
+
+def test_a_decision_that_json_cannot_hold_is_not_kept(local: TrackingConfig, registered: str) -> None:
+    entry = PromotionEntry(
+        decision="refused",
+        version=2,
+        champion_before=1,
+        champion_after=1,
+        reasons=[""],
+        numbers={"gain": math.nan},
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append(local.tracking_uri, registered, entry)
+    assert history(local.tracking_uri, registered) == []
 
 
 def test_a_promotion_that_was_cut_off_before_its_history_is_completed(
