@@ -33,7 +33,8 @@ def summed_loss_and_gradient(
     """Return torch's cross_entropy, summed, of float32 logits of which cell (i, j) is pixel (stride i, stride j).
 
     The second is its gradient of `logits`. Pixels whose target is IGNORE_INDEX count nothing; any other
-    that is no class is an IndexError. The sum is in float64. Images are spread over torch's threads.
+    that is no class is an IndexError. The sum is in float64. Images are spread over torch's threads. A logit that is
+    not finite makes the sum nan, also where only ignored pixels see it.
     """
     num_classes, num_rows, num_columns = logits.shape[1:]
     weights = torch.ones(num_classes) if class_weights is None else class_weights.float()
@@ -45,6 +46,7 @@ def summed_loss_and_gradient(
     along = _interpolation(num_columns, stride, width)
     gradient = torch.empty_like(logits)
 
+    @torch.inference_mode(torch.is_inference_mode_enabled())  # a thread begins in a mode of its own
     def loss_of(image: Tensor, wanted: Tensor, result: Tensor) -> float:
         rows = image @ along
         of_rows = torch.zeros_like(rows)

@@ -149,6 +149,30 @@ def test_the_fused_loss_is_the_same_with_any_number_of_threads(monkeypatch: pyte
         assert others_gradient.equal(gradient)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_the_fused_loss_is_the_same_in_inference_mode(
+    num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 3, 4, 6), torch.randint(0, 3, (3, 25, 41))
+    total, gradient = summed_loss_and_gradient(logits, target, 8)
+    monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
+    with torch.inference_mode():
+        others_total, others_gradient = summed_loss_and_gradient(logits.clone(), target.clone(), 8)
+    assert others_total == total
+    assert others_gradient.equal(gradient)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_fused_loss_of_a_logit_that_is_not_finite_is_nan_though_only_ignored_pixels_see_it(
+    value: float,
+) -> None:
+    logits, target = torch.zeros(1, 3, 5, 5), torch.zeros(1, 33, 33).long()
+    target[:, 16:] = IGNORE_INDEX
+    logits[0, 1, 4, 4] = value
+    assert summed_loss_and_gradient(logits, target, 8)[0].isnan()
+
+
 def test_the_fused_losss_power_of_e_is_numpys() -> None:
     values = np.linspace(-86.9, 0, 10_001, dtype=np.float32)
     found = np.array([_exp(value) for value in values])
