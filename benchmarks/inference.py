@@ -5,7 +5,7 @@ their predictions are compared first. In each round all ways take their turn, so
 meets all of them; what counts is the median over the rounds of the ratio inside a round. The last line of output is
 JSON.
 
-    python benchmarks/inference.py --quick
+    python benchmarks/inference.py --quick [--semseg DIR]
     python benchmarks/inference.py --semseg DIR --cityscapes DIR --write benchmarks/README.md
 """
 
@@ -68,7 +68,7 @@ def main() -> None:
     backbone = "resnet18" if options.quick else "resnet50"
     num_steps = 30 if options.quick else 60
     network = trained(PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True), pairs, num_steps=num_steps)
-    reference, what = reference_network(network, None if options.quick else options.semseg)
+    reference, what = reference_network(network, options.semseg)
     folded = for_prediction(network, "cpu")
     ways: dict[str, Way] = {
         "reference": _way_of(reference.eval()),
@@ -117,7 +117,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of prediction, on one core.")
-    parser.add_argument("--semseg", type=Path, help="checkout of semseg, whose own network is the reference")
+    parser.add_argument(
+        "--semseg",
+        type=Path,
+        help="checkout of semseg, whose own network is the reference; without, our own layers done plainly",
+    )
     parser.add_argument(
         "--cityscapes", type=Path, help="folder with leftImg8bit and gtFine; else drawn noise"
     )

@@ -7,7 +7,7 @@ the precision that is measured, where each way's distance from the reference in 
 take their turn, so that a slow moment of the machine meets all of them; what counts is the median over the rounds of
 the ratio inside a round. The last line of output is JSON.
 
-    python benchmarks/model_step.py --quick
+    python benchmarks/model_step.py --quick [--semseg DIR]
     python benchmarks/model_step.py --semseg DIR --cityscapes DIR --write benchmarks/README.md
 """
 
@@ -74,14 +74,13 @@ def main() -> None:
     cases = [("resnet18", 257)] if options.quick else [(options.backbone, options.crop)]
     if not options.quick and options.backbone is None:
         cases = [(backbone, crop) for backbone in ("resnet18", "resnet50") for crop in (257, 473)]
-    semseg = None if options.quick else options.semseg
     measured = []
     what = ""
     for backbone, crop in cases:
         torch.manual_seed(0)
         network = PSPNet(NUM_CLASSES, backbone=backbone, deep_stem=True, dropout=0.0)
         images, target = _batch(pairs, crop)
-        reference, what = reference_network(copy.deepcopy(network), semseg)
+        reference, what = reference_network(copy.deepcopy(network), options.semseg)
         exact = _exact_loss(network, reference, images, target, where=f"{backbone} at {crop}")
         ways = {"reference": _their_step(reference, images, target)}
         for precision in ("fp32", "bf16"):
@@ -105,7 +104,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of a training step, on one core.")
-    parser.add_argument("--semseg", type=Path, help="checkout of semseg, whose own network is the reference")
+    parser.add_argument(
+        "--semseg",
+        type=Path,
+        help="checkout of semseg, whose own network is the reference; without, our own layers done plainly",
+    )
     parser.add_argument(
         "--cityscapes", type=Path, help="folder with leftImg8bit and gtFine; else drawn noise"
     )
