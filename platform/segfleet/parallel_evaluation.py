@@ -45,15 +45,44 @@ def evaluate(
     """Return what `evaluate_model` returns, by this process alone or by several on a cluster.
 
     On a CPU each has `workers.cpus_per_worker` threads: they decide which kernels compute the logits, and so how these
-    are rounded. However many workers there are, the counts are the same.
+    are rounded. However many workers there are, the counts are the same on processors of one kind; a single one takes
+    the device of `model`, several take GPUs only with `workers.use_gpu`.
     """
     wanted: dict[str, Any] = {"has_boundaries": has_boundaries, "num_examples": num_examples}
     if workers.num_workers > 1:
+        if model.device.type != "cpu" and not workers.use_gpu:
+            print(
+                f"note: {workers.num_workers} workers compute on CPUs, where a single one would take the GPU and round "
+                "otherwise; --use-gpu True gives each a GPU",
+                flush=True,
+            )
         with cluster.connect(storage_dir):
             return evaluate_on_cluster(model, store, protocol, workers=workers, **wanted)
-    if model.device.type == "cpu":
-        _use_cpu(workers)
+    compute_as_one_worker(model, workers)
     return evaluate_model(model, store, protocol, **wanted)
+
+
+def compute_as_one_worker(model: SegmentationModel, workers: WorkersConfig) -> None:
+    """Take the threads that each of several workers would have on a CPU, and say what would be faster.
+
+    What this process then predicts is what an evaluation counts. InputError where a GPU is asked for and `model` is on
+    none.
+    """
+    if model.device.type != "cpu":
+        return
+    if workers.use_gpu:
+        raise InputError(
+            "--use-gpu True must find a GPU, but torch sees none on this machine. Set --use-gpu False."
+        )
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(workers.cpus_per_worker)
+    if num_threads > workers.cpus_per_worker == 1:
+        print(
+            f"note: one thread computes, where torch would take {num_threads}. An evaluation shares its images out by "
+            f"--num-workers {num_threads} and counts the same; --cpus-per-worker {num_threads} takes the threads and "
+            "rounds otherwise",
+            flush=True,
+        )
 
 
 def evaluate_on_cluster(
@@ -100,22 +129,6 @@ def evaluate_on_cluster(
             raise
         keep_examples(images, num_examples)
     return evaluation_of(images, store.class_table, protocol)
-
-
-def _use_cpu(workers: WorkersConfig) -> None:
-    """Take the threads that each of several workers would have, and say what would be faster."""
-    if workers.use_gpu:
-        raise InputError(
-            "--use-gpu True must find a GPU, but torch sees none on this machine. Set --use-gpu False."
-        )
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(workers.cpus_per_worker)
-    if num_threads > workers.cpus_per_worker == 1:
-        print(
-            f"note: one thread computes, where torch would take {num_threads}. --num-workers {num_threads} shares the "
-            f"images out and counts the same; --cpus-per-worker {num_threads} takes the threads and rounds otherwise",
-            flush=True,
-        )
 
 
 def _count(

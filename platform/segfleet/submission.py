@@ -1,7 +1,7 @@
 """Predictions as the Cityscapes benchmark server takes them: a PNG of ids for each image, and all of them zipped.
 
 The server, and evalPixelLevelSemanticLabeling.py of cityscapesScripts, look for <city>_<sequence>_<frame>*.png with
-the data set's ids (not train ids), uint8, of the label's size.
+the data set's ids (not train ids), uint8, of the size of the picture, which is that of its label.
 """
 
 import os
@@ -25,6 +25,8 @@ from segfleet.too_large import predict_or_refuse
 
 ENDING = "_pred_labelIds.png"
 ZIP_FILE = "submission.zip"
+NUM_IMAGES, SIZE = 1525, (1024, 2048)
+"""Of the split test, which is what the server scores."""
 _NAME = re.compile(r"[^_]+_\d{6}_\d{6}")
 
 
@@ -33,13 +35,15 @@ def write_submission(
 ) -> list[Path]:
     """Write the prediction of every image of the protocol's split, labelled or not; return the PNGs and the zip.
 
-    InputError where the classes are not Cityscapes', or an image's name is not of its kind.
+    Images that are not those that the server scores are a rehearsal, which is said. InputError where the classes are
+    not Cityscapes', or an image's name is not of its kind.
     """
     check_classes(model, store)
     _check_table(store.class_table)
     split, out_dir = store.split(protocol.split), Path(out_dir)
     names = _file_names(split)
     writable_folder(out_dir, "--submission")
+    _note_rehearsal(split, protocol.split)
     paths = []
     indices = range(len(split))
     for index in tracked(indices, f"segmenting {protocol.split} with {model.source}"):
@@ -54,6 +58,19 @@ def write_submission(
             archive.write(path, path.name)
     os.replace(aside, out_dir / ZIP_FILE)
     return [*paths, out_dir / ZIP_FILE]
+
+
+def _note_rehearsal(split: Split, name: str) -> None:
+    """Say what the server would miss."""
+    others = sum(split.size(index) != SIZE for index in range(len(split)))
+    if name == "test" and len(split) == NUM_IMAGES and not others:
+        return
+    height, width = SIZE
+    print(
+        f"note: the Cityscapes server wants all {NUM_IMAGES} images of 'test', each {height} x {width}, and "
+        f"will refuse this: {len(split)} of {name!r}, {others} of another size",
+        flush=True,
+    )
 
 
 def _check_table(class_table: ClassTable) -> None:

@@ -1,5 +1,7 @@
 """An evaluation that workers share is the one of a single worker, to the last count."""
 
+import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +91,7 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def evaluate_alone(
+def evaluated(
     model: SegmentationModel, store: Store, storage_dir: Path, workers: WorkersConfig
 ) -> Evaluation:
     protocol = Protocol(store_digest=store.digest, split="val")
@@ -106,7 +108,7 @@ def test_a_single_thread_is_said_where_there_are_more_and_nothing_was_asked_for(
     is_noted: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    evaluate_alone(model, store, tmp_path, WorkersConfig(cpus_per_worker=cpus_per_worker))
+    evaluated(model, store, tmp_path, WorkersConfig(cpus_per_worker=cpus_per_worker))
     assert ("--num-workers 4" in capsys.readouterr().out) == is_noted
 
 
@@ -114,12 +116,35 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused(
     model: SegmentationModel, store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="--use-gpu True must find a GPU"):
-        evaluate_alone(model, store, tmp_path, WorkersConfig(use_gpu=True))
+        evaluated(model, store, tmp_path, WorkersConfig(use_gpu=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "use_gpu", "is_noted"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_several_workers_on_cpus_where_one_would_take_a_gpu_are_noted(
+    model: SegmentationModel,
+    store: Store,
+    tmp_path: Path,
+    device: str,
+    use_gpu: bool,
+    is_noted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cluster, "connect", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("segfleet.parallel_evaluation.evaluate_on_cluster", lambda *_, **__: None)
+    there = dataclasses.replace(model, device=torch.device(device))
+    evaluated(there, store, tmp_path, WorkersConfig(num_workers=2, use_gpu=use_gpu))
+    assert ("note: 2 workers compute on CPUs" in capsys.readouterr().out) == is_noted
 
 
 @pytest.mark.slow
-def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store, tmp_path: Path) -> None:
-    """Three images, so that two workers have unequal shares; more workers than this machine may have CPUs."""
+def test_1_2_and_4_workers_count_the_same(model: SegmentationModel, store: Store, tmp_path: Path) -> None:
+    """Three images, so that of two workers one has more than the other, and of four one has none.
+
+    Four are more than this machine may have CPUs.
+    """
     protocol = Protocol(store_digest=store.digest, split="val", flip=True, window=33)
     with cluster.connect(tmp_path):
         evaluations = [
@@ -131,7 +156,7 @@ def test_1_2_and_3_workers_count_the_same(model: SegmentationModel, store: Store
                 has_boundaries=True,
                 num_examples=1,
             )
-            for number in (1, 2, 3)
+            for number in (1, 2, 4)
         ]
         with pytest.raises(InputError, match="10000 CPUs were asked for and the largest of 1 nodes"):
             evaluate_on_cluster(model, store, protocol, workers=WorkersConfig(cpus_per_worker=10000))

@@ -1,8 +1,11 @@
 """A submission is what the Cityscapes server takes; stores of other data sets work in all other ways."""
 
+import runpy
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +16,18 @@ from pspnet.errors import InputError
 from pspnet.labels import CITYSCAPES, NYUV2_40, ClassTable
 from pspnet.metrics import ConfusionMatrix
 from pspnet.store import Store
+from segfleet.config import WorkersConfig
 from segfleet.evaluation import evaluate_model, write_evaluation
 from segfleet.package import SegmentationModel, load_package, package_model
+from segfleet.parallel_evaluation import compute_as_one_worker
 from segfleet.prediction import predict_pictures
 from segfleet.protocol import Protocol, ViewOptions
 from segfleet.sources.cityscapes import cityscapes_source
 from segfleet.sources.demo import draw_demo
 from segfleet.submission import ENDING, write_submission
 from tests.stores import Picture, write_store
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,85 @@ def test_a_split_without_labels_can_be_submitted(
     assert [path.name for path in paths] == [f"nowhere_000000_000019{ENDING}", "submission.zip"]
     with pytest.raises(InputError, match="none of the 1 images of 'test' has one"):
         evaluate_model(street_model, street_store, protocol)
+
+
+@pytest.fixture
+def threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_restored")
+@pytest.mark.parametrize("cpus_per_worker", [1, 2])
+def test_the_job_submits_what_it_scores(
+    street_model: SegmentationModel,
+    street_store: Store,
+    tmp_path: Path,
+    cpus_per_worker: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a process of three threads, with which other kernels compute the logits and round otherwise."""
+    seen = set()
+    predict = SegmentationModel.predict
+
+    def noted(*arguments: Any, **views: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return predict(*arguments, **views)
+
+    monkeypatch.setattr(SegmentationModel, "predict", noted)
+    monkeypatch.chdir(tmp_path)
+    job = [
+        *("evaluate.py", "--model", street_model.source, "--store", str(street_store.location.path)),
+        *("--precision", "bf16", "--cpus-per-worker", str(cpus_per_worker)),
+    ]
+    for flags in ([], ["--submission", "out"]):
+        torch.set_num_threads(3)
+        monkeypatch.setattr(sys, "argv", [*job, *flags])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(JOBS / "evaluate.py"), run_name="__main__")
+        assert not ended.value.code
+    assert seen == {cpus_per_worker}
+    counts = np.load("evaluation/image_counts.npz")
+    split = street_store.split("val")
+    for index, (name, expected) in enumerate(zip(counts["names"], counts["confusion"], strict=True)):
+        with Image.open(tmp_path / "out" / f"{name}{ENDING}") as picture:
+            train_ids = CITYSCAPES.train_id_of(np.asarray(picture), where=name)
+        confusion = ConfusionMatrix(19)
+        confusion.update(torch.from_numpy(train_ids), torch.tensor(split.label(index)))
+        np.testing.assert_array_equal(confusion.counts.numpy(), expected)
+
+
+def test_a_submission_by_a_gpu_that_is_not_there_is_refused(street_model: SegmentationModel) -> None:
+    assert street_model.device.type == "cpu"
+    with pytest.raises(InputError, match="--use-gpu True must find a GPU"):
+        compute_as_one_worker(street_model, WorkersConfig(use_gpu=True))
+
+
+def test_what_the_server_would_refuse_is_said_before_hours_are_spent(
+    street_model: SegmentationModel,
+    street_store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The split test has one image of 48 x 96; val has three."""
+
+    def said(split: str) -> str:
+        protocol = Protocol(store_digest=street_store.digest, split=split)
+        write_submission(street_model, street_store, protocol, tmp_path / split)
+        note, _, rest = capsys.readouterr().out.partition("\n")
+        assert "note" not in rest
+        return note if note.startswith("note") else ""
+
+    assert said("val").endswith("will refuse this: 3 of 'val', 3 of another size")
+    assert said("test").endswith("will refuse this: 1 of 'test', 1 of another size")
+    monkeypatch.setattr("segfleet.submission.SIZE", (48, 96))
+    assert said("test").endswith("1 of 'test', 0 of another size")
+    monkeypatch.setattr("segfleet.submission.NUM_IMAGES", 1)
+    assert said("test") == ""
+    monkeypatch.setattr("segfleet.submission.NUM_IMAGES", 3)
+    assert said("val").endswith("3 of 'val', 0 of another size")
 
 
 def test_a_submission_that_the_memory_does_not_hold_is_one_plain_message_without_a_zip(
