@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pspnet.freezing import Frozen, freeze, train_mode
 from pspnet.inference import Precision
-from pspnet.initialisation import WithoutDraws
 from pspnet.model import PSPNet
 from pspnet.sizes import Size, sides
+from pspnet.sizes_alone import sizes_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,12 @@ def training_flops(
 def _counted(
     architecture: str, crop_size: tuple[int, int], num_frozen_stages: int, frozen_batch_norm: Frozen
 ) -> int:
-    random_state = torch.get_rng_state()
-    with FakeTensorMode(), WithoutDraws():
-        fake = PSPNet.from_architecture(json.loads(architecture))
-        freeze(fake, num_stages=num_frozen_stages, batch_norm=frozen_batch_norm)
+    def build() -> PSPNet:
+        model = PSPNet.from_architecture(json.loads(architecture))
+        freeze(model, num_stages=num_frozen_stages, batch_norm=frozen_batch_norm)
+        return model
+
+    with sizes_alone(build) as fake:
         train_mode(fake)
         images = torch.empty(2, 3, *crop_size)  # BatchNorm refuses a single value
         with FlopCounterMode(display=False) as counter:
@@ -60,7 +61,6 @@ def _counted(
             if output.aux_logits is not None:
                 total = total + output.aux_logits.sum()
             total.backward()
-    torch.set_rng_state(random_state)
     return int(counter.get_total_flops()) // 2
 
 

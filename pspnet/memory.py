@@ -6,24 +6,23 @@ up. Workspaces of kernels and the gaps between tensors are the device's: a line 
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pspnet.distributed import parallelise
 from pspnet.freezing import train_mode
 from pspnet.inference import Precision, autocast
-from pspnet.initialisation import WithoutDraws
 from pspnet.labels import IGNORE_INDEX
 from pspnet.loss import PLAIN, CrossEntropy, segmentation_loss
 from pspnet.model import PSPNet
 from pspnet.sizes import Size, sides
+from pspnet.sizes_alone import sizes_alone
 
 GIB = 2**30
 
@@ -64,22 +63,15 @@ def step_memory(
     cross_entropy: CrossEntropy = PLAIN,
 ) -> StepMemory:
     """Return the memory of a step on the network that `build` makes, as `count_step`; nothing is computed."""
-    random_state = torch.get_rng_state()
-    try:
-        with FakeTensorMode() as fakes, WithoutDraws():
-            if cross_entropy.class_weights is not None:
-                weights = fakes.from_tensor(cross_entropy.class_weights)
-                cross_entropy = replace(cross_entropy, class_weights=weights)
-            return count_step(
-                build(),
-                crop_size,
-                num_images,
-                precision=precision,
-                accumulation_steps=accumulation_steps,
-                cross_entropy=cross_entropy,
-            )
-    finally:
-        torch.set_rng_state(random_state)
+    with sizes_alone(build) as model:
+        return count_step(
+            model,
+            crop_size,
+            num_images,
+            precision=precision,
+            accumulation_steps=accumulation_steps,
+            cross_entropy=cross_entropy,
+        )
 
 
 def count_step(

@@ -4,16 +4,15 @@ import functools
 from dataclasses import replace
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pspnet.distributed import use_cpu_kernels
 from pspnet.errors import InputError
 from pspnet.freezing import freeze
-from pspnet.initialisation import WithoutDraws
 from pspnet.loss import CrossEntropy
 from pspnet.memory import GIB, Fit, StepMemory, step_memory
 from pspnet.model import PSPNet, refuse_single_values
 from pspnet.recomputation import recompute_blocks
+from pspnet.sizes_alone import sizes_alone
 from segfleet.config import LossConfig, ModelConfig, Precision, TrainingConfig, WorkersConfig
 from segfleet.override import override
 
@@ -164,9 +163,9 @@ def _can_train_on(config: TrainingConfig, num_classes: int, num_images: int) -> 
     workers = config.workers
     if workers.use_gpu and workers.num_workers > 1 and config.model.norm != "batch":
         return True
-    with FakeTensorMode(), WithoutDraws():
+    with sizes_alone(lambda: _frozen_network(config.model, num_classes)) as model:
         try:
-            refuse_single_values(_frozen_network(config.model, num_classes), num_images)
+            refuse_single_values(model, num_images)
         except InputError:
             return False
     return True

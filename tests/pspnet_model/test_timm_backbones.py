@@ -8,9 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pspnet.backbones import build_backbone
 from pspnet.errors import InputError, MissingPackageError
+from pspnet.flops import training_flops
+from pspnet.memory import count_step, step_memory
 from pspnet.model import PSPNet
 from pspnet.weights import load_backbone_weights
 
@@ -79,10 +82,27 @@ def test_a_network_is_rebuilt_from_its_architecture_and_trains(timm: Any) -> Non
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
+@pytest.mark.parametrize(("name", "align_corners"), [("regnety_002", True), ("convnext_atto", False)])
+def test_a_step_of_a_network_that_asks_for_values_while_it_is_built_is_counted_on_sizes_alone(
+    timm: Any, monkeypatch: pytest.MonkeyPatch, name: str, align_corners: bool
+) -> None:
+    """With the loss that a GPU takes, which test_memory.py tells of."""
+    monkeypatch.setattr("pspnet.loss._HAS_NUMBA", False)
+    model = psp(name, align_corners=align_corners)
+    state = torch.get_rng_state()
+    flops = training_flops(model, 65)
+    predicted = step_memory(lambda: PSPNet.from_architecture(model.architecture), 65, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert predicted == count_step(model, 65, 2)
+    with FlopCounterMode(display=False) as counter:
+        count_step(model, 65, 2)
+    assert flops == counter.get_total_flops() // 2
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet18x", r"got timm:resnet18x\. Near are: .*resnet18"),
+        ("resnet18x", r"got 'timm:resnet18x'\. Near are: .*resnet18"),
         ("vgg16", "timm's vgg16 cannot"),
         ("densenet121", "timm's densenet121 cannot .*output_stride"),
         ("vit_tiny_patch16_224", "timm's vit_tiny_patch16_224 cannot"),

@@ -260,6 +260,25 @@ def test_a_limit_on_memory_is_as_many_accumulation_steps_as_it_asks_for(
     assert re.search(r"memory: [\d.]+ GiB predicted of .*, 2 images at a time in 3 accumulation steps", said)
 
 
+@pytest.mark.parametrize(("name", "align_corners"), [("regnety_002", True), ("convnext_atto", False)])
+def test_a_network_of_timm_trains_and_what_it_takes_is_said(
+    config: TrainingConfig, tmp_path: Path, name: str, align_corners: bool
+) -> None:
+    pytest.importorskip("timm", reason="the extra `timm` is not installed")
+    changes = {
+        "model.backbone": f"timm:{name}",
+        "model.align_corners": align_corners,
+        "schedule.num_epochs": 1,
+        "schedule.max_iterations_per_epoch": 2,
+        "workers.memory_gib": 1.0,
+    }
+    (report,) = trained(override(config, changes), tmp_path / "a")
+    assert report["iteration"] == 2
+    said = (tmp_path / "a" / "progress.log").read_text()
+    assert "GiB predicted of 1, 2 images at a time" in said
+    assert " TFLOP/s" in said
+
+
 def test_stages_that_are_frozen_with_random_weights_are_warned_of(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
