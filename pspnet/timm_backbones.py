@@ -24,7 +24,8 @@ PREFIX = "timm:"
 class TimmBackbone(nn.Module):
     """A convolutional network of timm at `output_stride`; its last two stages are `stage3` and `stage4`.
 
-    InputError where timm has no such network, or where its last two stages cannot both have that stride.
+    InputError where timm has no such network, where its last two stages cannot both have that stride, or where it does
+    not take pictures of any size.
     """
 
     def __init__(self, name: str, *, output_stride: int = 8) -> None:
@@ -84,10 +85,18 @@ class TimmBackbone(nn.Module):
 
     @torch.no_grad()
     def _num_cells(self, side: int) -> int:
-        """Return the cells of a side of so many pixels."""
+        """Return the cells of a side of so many pixels; InputError where the network does not take such a picture."""
         was_training = self.training
         self.eval()
-        cells = self(torch.zeros(1, 3, side, side)).stage4.shape[2]
+        try:
+            # Attention in blocks of cells asserts, without a word, that they fit.
+            cells = self(torch.zeros(1, 3, side, side)).stage4.shape[2]
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"model.backbone must take pictures of any size, but timm's {self._timm_name} takes those of certain "
+                f"sizes only, and {side}x{side} is none of them ({str(error) or type(error).__name__}). Take a "
+                "ResNet, RegNet, EfficientNet or MobileNetV3."
+            ) from error
         self.train(was_training)
         return int(cells)
 

@@ -115,6 +115,12 @@ def test_a_network_that_is_unknown_or_has_no_output_stride_is_refused_by_name(
         build_backbone(f"timm:{name}")
 
 
+@pytest.mark.parametrize("name", ["botnet26t_256", "halonet26t"])
+def test_a_network_that_does_not_take_pictures_of_any_size_is_refused_by_name(timm: Any, name: str) -> None:
+    with pytest.raises(InputError, match=rf"any size, but timm's {name} takes those of certain sizes only"):
+        build_backbone(f"timm:{name}")
+
+
 def test_a_network_whose_cells_miss_the_last_pixel_needs_cells_that_are_spread_evenly(timm: Any) -> None:
     with pytest.raises(InputError, match=r"align_corners must be False for timm:convnext_atto"):
         psp("convnext_atto")
