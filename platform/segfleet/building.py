@@ -28,8 +28,8 @@ def arithmetic_of(
     config: TrainingConfig, model: PSPNet, device: torch.device, num_workers: int
 ) -> Arithmetic:
     """Return what a training image costs and what the devices of all workers, taken to be alike, could do."""
-    peak = None
-    if device.type == "cuda":
+    peak = config.workers.peak_tflops * 1e12 or None
+    if peak is None and device.type == "cuda":
         peak = peak_flops(
             torch.cuda.get_device_name(device),
             config.workers.precision,

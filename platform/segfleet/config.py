@@ -409,6 +409,10 @@ class WorkersConfig:
     """A step takes the first times the counted bytes of its tensors and the second in GiB, as jobs/predict_memory.py
     measures it on a GPU."""
 
+    peak_tflops: float = 0.0
+    """What a worker's device can do at most in workers.precision, in TFLOP/s without sparsity: MFU is the share of it.
+    0 takes it from the table of NVIDIA's GPUs in pspnet/flops.py; for a device that is not there no MFU is told."""
+
     max_failures: int = 2
     """How often Ray Train restarts the group from the last checkpoint after a worker died."""
 
@@ -433,6 +437,10 @@ class WorkersConfig:
             len(self.memory_fit) == 2 and self.memory_fit[0] > 0 and self.memory_fit[1] >= 0,
             f"workers.memory_fit must be a factor above 0 and GiB of 0 or more, but got {self.memory_fit}. "
             "1 0 takes the counted bytes as they are.",
+        )
+        require(
+            math.isfinite(self.peak_tflops) and self.peak_tflops >= 0,
+            f"workers.peak_tflops must be 0 or a positive number, but got {self.peak_tflops}. 0 takes the table's.",
         )
         require(
             self.precision != "fp16" or self.use_gpu,

@@ -219,6 +219,7 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
             {"workers.min_workers": 3},
             r"between 0 and workers\.num_workers \(2\), but got 3\. 0 waits for all",
         ),
+        ({"workers.peak_tflops": -1.0}, r"0 or a positive number, but got -1\.0\. 0 takes the table's"),
         ({"optim": 3}, r"optim is a group of settings"),
     ],
 )
@@ -302,7 +303,7 @@ def test_a_configuration_stored_before_a_setting_was_added_loads_with_its_defaul
         "schedule": ("accumulation_steps",),
         "model": ("freeze_stages", "freeze_batch_norm"),
         "optim": ("warm_up_iterations", "warm_up_start", "max_gradient_norm", "ema_decay"),
-        "workers": ("recompute", "compile", "min_workers"),
+        "workers": ("recompute", "compile", "min_workers", "peak_tflops"),
     }.items():
         for name in names:
             del values[group][name]

@@ -24,7 +24,7 @@ from pspnet.resnet import ARCHITECTURES, BasicBlock
 from pspnet.store import Store
 from pspnet.training_stats import DivergedError, TrainStats
 from segfleet import worker
-from segfleet.building import new_cross_entropy
+from segfleet.building import arithmetic_of, new_cross_entropy
 from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.config_json import load_config, to_json
@@ -277,6 +277,19 @@ def test_a_network_of_timm_trains_and_what_it_takes_is_said(
     said = (tmp_path / "a" / "progress.log").read_text()
     assert "GiB predicted of 1, 2 images at a time" in said
     assert " TFLOP/s" in said
+
+
+def test_the_peak_that_a_person_gives_is_each_workers_and_the_mfu_of_every_line_is_of_it(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    config = override(config, {"workers.peak_tflops": 0.5, "schedule.num_epochs": 1})
+    trained(config, tmp_path / "a")
+    lines = (tmp_path / "a" / "progress.log").read_text().splitlines()
+    told = [line for line in lines if "images/s" in line]
+    assert told
+    assert all(" MFU " in line for line in told)
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    assert arithmetic_of(config, model, torch.device("cpu"), 2).peak_flops == 1e12
 
 
 def test_stages_that_are_frozen_with_random_weights_are_warned_of(
