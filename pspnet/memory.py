@@ -127,7 +127,10 @@ def measure_fit(
     precision: Precision,
     cases: Sequence[tuple[Size, int]] = ((129, 2), (257, 2), (257, 4)),
 ) -> Fit:
-    """Return the line through what CUDA reserves for a few steps of (crop, images); elsewhere counted is taken."""
+    """Return the line through what torch reserves on CUDA for a few steps of (crop, images); elsewhere what is counted.
+
+    CUDA's context and NCCL's buffers are none of torch's allocator, and come beside it.
+    """
     device = torch.device(device)
     if device.type != "cuda":
         return Fit()

@@ -407,7 +407,8 @@ class WorkersConfig:
 
     memory_fit: tuple[float, ...] = (1.0, 0.0)
     """A step takes the first times the counted bytes of its tensors and the second in GiB, as jobs/predict_memory.py
-    measures it on a GPU."""
+    measures it on a GPU: what torch's allocator reserves. CUDA's context and NCCL come beside it: let memory_gib leave
+    them about 1 GiB of the GPU."""
 
     peak_tflops: float = 0.0
     """What a worker's device can do at most in workers.precision, in TFLOP/s without sparsity: MFU is the share of it.

@@ -92,8 +92,8 @@ def fit_note(config: TrainingConfig) -> str:
     if not config.workers.use_gpu or config.workers.memory_fit != WorkersConfig().memory_fit:
         return ""
     return (
-        "tensors only, not fitted to this device (CUDA's context, workspaces, NCCL, gaps): run jobs/predict_memory.py "
-        "there and give the --workers.memory-fit that it prints"
+        "tensors only, not fitted to this device (workspaces, gaps between tensors): run jobs/predict_memory.py there "
+        "and give the --workers.memory-fit that it prints; CUDA's context and NCCL come beside, leave about 1 GiB"
     )
 
 
