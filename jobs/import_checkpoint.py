@@ -26,7 +26,8 @@ class Options:
     """What it was trained on: cityscapes, nyuv2_40, nyuv2_13, or a classes.csv in the order of its logits."""
 
     crop_size: int | str | None = None
-    """Side of the crops it was trained on, or HEIGHTxWIDTH; only where a file of mmsegmentation does not say it."""
+    """Side of the crops it was trained on, or HEIGHTxWIDTH. Only where it is not known: a file of mmsegmentation does
+    not say it, or one of semseg is of other data than Cityscapes (19 classes: 713)."""
 
     bin_sizes: tuple[int, ...] = (1, 2, 3, 6)
     """Grids of its pyramid pooling."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pspnet.errors import InputError
 from pspnet.initialisation import WithoutDraws
+from pspnet.labels import CITYSCAPES
 from pspnet.model import PSPNet
 from pspnet.resnet import ARCHITECTURES, Bottleneck
 from pspnet.sizes import notation
@@ -72,7 +73,8 @@ class PublishedNetwork:
     weights: dict[str, Tensor]
     """Exactly those of the network, under its names."""
     crop_size: int | str | None
-    """Of the training, where it is known: semseg's is 713, mmsegmentation's stands in a stored configuration."""
+    """Of the training, where it is known: semseg's is 713 for the 19 classes of Cityscapes (its files do not say it,
+    its configurations of other data have 473); mmsegmentation's stands in a stored configuration."""
 
 
 def read_published(
@@ -114,9 +116,10 @@ def read_published(
             f"{field} must be a PSPNet of {origin} with {len(bin_sizes)} bins, but under the names it has here there "
             f"are in {path} {problems}. Give a checkpoint of their PSPNet, with the bins it was trained with."
         )
-    return PublishedNetwork(
-        origin, architecture, weights, 713 if origin == "semseg" else _stored_crop_size(settings)
-    )
+    crop_size = _stored_crop_size(settings)
+    if origin == "semseg" and architecture["num_classes"] == CITYSCAPES.num_classes:
+        crop_size = 713
+    return PublishedNetwork(origin, architecture, weights, crop_size)
 
 
 def load_network_weights(model: PSPNet, weights: str) -> None:

@@ -31,7 +31,7 @@ def import_checkpoint(
     """Write the package of `checkpoint` to `out_dir`, whole or not at all, and return that folder.
 
     The order of its classes is not in the file: it must be that of `class_table`'s train ids. `crop_size` is that
-    of the crops it was trained on, where the file does not say it; the other arguments are those of `read_published`.
+    of the crops it was trained on, where `read_published` does not know it; the other arguments are those of that.
     It carries no scores.
     """
     checkpoint = Path(checkpoint)
@@ -55,7 +55,8 @@ def import_checkpoint(
     if crop_size is None:
         raise InputError(
             f"The checkpoint must be given with the size of the crops that it was trained on, because {checkpoint} "
-            "does not say it. Give --crop-size 769 or 512x1024, as its name has it: protocols depend on it."
+            "does not say it. Give --crop-size 769 or 512x1024, as its name has it, or semseg's train_h (473 for "
+            "ADE20K and VOC): protocols depend on it."
         )
     model = {field.name for field in dataclasses.fields(ModelConfig)} & architecture.keys() - {"norm"}
     config = TrainingConfig(

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.inference import predict
-from pspnet.labels import CITYSCAPES, NYUV2_40
+from pspnet.labels import CITYSCAPES, NYUV2_40, ClassInfo, ClassTable
 from pspnet.model import PSPNet
 from pspnet.published import IMAGENET_MEAN, IMAGENET_STD
 from segfleet.import_checkpoint import import_checkpoint
 from segfleet.package import load_package
+from tests.pspnet_model.test_published import as_semseg
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -121,6 +122,27 @@ def test_the_crops_it_was_trained_on_are_those_of_its_configuration(
     with pytest.raises(InputError, match=r"the crops that it was trained on, because .*--crop-size 769"):
         import_checkpoint(silent, tmp_path / "another", class_table=CITYSCAPES)
     assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize(("num_classes", "crop_size"), [(19, 713), (150, None), (21, None)])
+def test_semsegs_crops_are_known_of_cityscapes_alone(
+    tmp_path: Path, num_classes: int, crop_size: int | None
+) -> None:
+    """Their files do not say them; ADE20K (150 classes) and VOC (21) they train on crops of 473."""
+    classes = tuple(ClassInfo(f"class {n}", n, n, (n, 0, 0)) for n in range(num_classes))
+    network = PSPNet(num_classes, backbone="resnet50", head_channels=8, deep_stem=True)
+    path = tmp_path / "train_epoch_100.pth"
+    torch.save(as_semseg(network), path)
+    settings: dict[str, Any] = {"class_table": ClassTable("theirs", classes)}
+    if crop_size is None:
+        with pytest.raises(
+            InputError, match=r"the crops that it was trained on, .*semseg's train_h \(473 for"
+        ):
+            import_checkpoint(path, tmp_path / "package", **settings)
+        assert not (tmp_path / "package").exists()
+        settings["crop_size"] = 473
+    package = import_checkpoint(path, tmp_path / "package", **settings)
+    assert load_package(package, device="cpu").crop_size == (crop_size or 473)
 
 
 @pytest.mark.parametrize(
