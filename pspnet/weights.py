@@ -46,9 +46,13 @@ def load_backbone_weights(model: PSPNet, weights: str) -> None:
 
 
 def load_checked(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Load `weights` where `key_differences` to the module's is ""; otherwise load nothing and return it."""
-    problems = key_differences(module.state_dict(), weights)
-    if not problems:
+    """Load `weights` where `key_differences` to the module's is ""; otherwise load nothing and return it.
+
+    A module on the device "meta" has no values: it is compared alone.
+    """
+    own = module.state_dict()
+    problems = key_differences(own, weights)
+    if not problems and not any(value.is_meta for value in own.values()):
         module.load_state_dict(weights, strict=False)
     return problems
 

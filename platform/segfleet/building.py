@@ -6,6 +6,7 @@ from pspnet.class_weights import class_weights
 from pspnet.errors import InputError
 from pspnet.flops import Arithmetic, peak_flops, training_flops
 from pspnet.freezing import freeze
+from pspnet.initialisation import WithoutDraws
 from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.published import load_network_weights
@@ -17,7 +18,20 @@ from segfleet.memory import network_of
 
 def new_model(config: TrainingConfig, num_classes: int) -> PSPNet:
     """Return the network that `config.model` describes, with its initial weights, parts of it frozen."""
-    model = network_of(config.model, num_classes)
+    return _prepared(network_of(config.model, num_classes), config)
+
+
+def sizes_of_model(config: TrainingConfig, num_classes: int) -> PSPNet:
+    """Return the network of `new_model` on the device "meta": files of weights are checked, no memory is taken.
+
+    A network that does not fit here may fit where it is trained; where it does not, the training ends as oom.
+    """
+    with torch.device("meta"), WithoutDraws():
+        model = network_of(config.model, num_classes)
+    return _prepared(model, config)
+
+
+def _prepared(model: PSPNet, config: TrainingConfig) -> PSPNet:
     load_backbone_weights(model, config.model.backbone_weights)
     load_network_weights(model, config.model.weights)
     freeze(model, num_stages=config.model.freeze_stages, batch_norm=config.model.freeze_batch_norm)

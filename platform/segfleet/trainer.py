@@ -29,7 +29,7 @@ from pspnet.model import refuse_single_values
 from pspnet.sizes import sides
 from pspnet.store import Store
 from segfleet import cluster, lease, registry, tracking, tracking_server
-from segfleet.building import new_cross_entropy, new_model
+from segfleet.building import new_cross_entropy, sizes_of_model
 from segfleet.checkpoint import STATE_FILE, best_checkpoint, checkpoint_folders
 from segfleet.config import TrainingConfig
 from segfleet.config_json import digest, to_json, without_passwords
@@ -353,7 +353,7 @@ def check_data(config: TrainingConfig) -> Store:
         )
     new_cross_entropy(config, store)
     config = fitted(config, store.class_table.num_classes)
-    model = new_model(config, store.class_table.num_classes)
+    model = sizes_of_model(config, store.class_table.num_classes)
     is_ddp_on_gpus = config.workers.use_gpu and config.workers.num_workers > 1
     if not is_ddp_on_gpus or config.model.norm == "batch":  # others use SyncBatchNorm
         refuse_single_values(model, config.micro_batch_size)

@@ -292,6 +292,18 @@ def test_the_peak_that_a_person_gives_is_each_workers_and_the_mfu_of_every_line_
     assert arithmetic_of(config, model, torch.device("cpu"), 2).peak_flops == 1e12
 
 
+def test_a_network_that_fits_in_no_memory_is_checked_by_its_sizes(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    """Its terabytes are the workers' matter; a file of weights is compared with them all the same."""
+    config = override(config, {"model.head_channels": 10**8})
+    assert check_data(config).digest == Store.open(config.data.store).digest
+    small = PSPNet(4, backbone="resnet18", head_channels=8)
+    torch.save(small.state_dict(), tmp_path / "small.pth")
+    with pytest.raises(InputError, match=r"of another shape: .*head\.conv\.weight \(8, .* for \(100000000, "):
+        check_data(override(config, {"model.weights": str(tmp_path / "small.pth")}))
+
+
 def test_stages_that_are_frozen_with_random_weights_are_warned_of(
     config: TrainingConfig, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from segfleet.checkpoint import MODEL_FILE, load_checkpoint
 from segfleet.config import TrainingConfig
 from segfleet.override import override
 from segfleet.ray_train import GroupController
-from segfleet.trainer import TrainingResult, build_trainer, fit
+from segfleet.trainer import TrainingResult, build_trainer, fit, run_training
 from tests.faults.oracles import processes_of_runs, training_processes
 from tests.segfleet_runtime.every_flag import EVERY_FLAG
 
@@ -129,6 +129,15 @@ def test_what_cannot_get_better_ends_at_once_with_one_line(
     assert not list((Path(config.tracking.storage_dir) / "ended" / "ray").iterdir())
     assert ray.is_initialized()
     print(f"{reason} after {time.monotonic() - started:.1f} s")
+
+
+@pytest.mark.usefixtures("local_cluster")
+def test_a_network_that_fits_in_no_memory_is_a_result(config: TrainingConfig) -> None:
+    """As a job runs it: the driver, too, builds the network."""
+    result = run_training(override(config, {"model.head_channels": 10**9}))
+    assert (result.reason, result.epochs) == ("oom", 0)
+    assert "Raise schedule.accumulation_steps" in result.message
+    assert result.run_id
 
 
 @pytest.mark.usefixtures("local_cluster")
