@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,19 @@ RECIPES: dict[str, tuple[Any, ...]] = {
     "cityscapes_mmseg_r50_512x1024": ("512x1024", 80_136, 8, 0.01, 0.01, 1e-4, 5e-4, 0.4, "resnet50", 512),
     "cityscapes_paddle_r101": ("512x1024", 80_136, 8, 0.01, 0.01, 1e-5, 4e-5, 0.4, "timm:resnet101d", 1024),
     "nyuv2_r50": (473, 9_800, 16, 0.01, 0.1, 0.0, 1e-4, 0.4, "resnet50", 512),
+    "folder_mobilenetv2": (257, 900, 8, 0.01, 0.1, 0.0, 1e-4, 0.4, "mobilenet_v2", 128),
+    "camvid_mobilenetv2": (353, 2_250, 8, 0.01, 0.1, 0.0, 1e-4, 0.4, "mobilenet_v2", 128),
 }
+NUM_TRAIN_IMAGES = {"nyuv2_r50": 795, "folder_mobilenetv2": 367, "camvid_mobilenetv2": 367}
+"""Others: the 2975 of Cityscapes. A folder is taken to be CamVid's."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_the_numbers_of_the_source_that_it_names(name: str) -> None:
-    """In whole epochs. PaddleSeg's channels are its PSPNet's pp_out_channels; NYU Depth has no source."""
+    """In whole epochs. PaddleSeg's channels are its PSPNet's pp_out_channels; the last three are our own."""
     preset = training_preset(name)
     model, optim, schedule = preset.model, preset.optim, preset.schedule
-    num_images = 795 if name == "nyuv2_r50" else 2975
+    num_images = NUM_TRAIN_IMAGES.get(name, 2975)
     assert RECIPES[name] == (
         preset.data.crop_size,
         schedule.num_epochs * num_iterations(num_images, schedule.global_batch_size),
@@ -60,6 +65,17 @@ def test_a_recipe_has_the_numbers_of_the_source_that_it_names(name: str) -> None
         model.head_channels,
     )
     assert model.backbone_weights == "imagenet"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_where_it_is_from_what_is_published_what_it_costs_and_how_it_is_run(name: str) -> None:
+    said = " ".join((PRESETS[name].__doc__ or "").split())
+    assert re.search(r"github\.com/\w|\w et al\., |\(\S*pspnet\S*\.(py|ya?ml)[;)]", said)
+    assert re.search(r"Published: (no|.*\d\d\.\d)", said)
+    assert re.search(r"\((sliding window|whole image)[^)]*single scale|whole image, single scale", said)
+    assert re.search(r"Cost: (not (measured|published)\b|published\b|\d)", said)
+    assert ("Not reproduced here." in said) != ("Reached here: " in said)
+    assert said.endswith(f"Command: python jobs/train_cityscapes.py --preset {name} --data.store STORE")
 
 
 def test_override_is_what_one_would_write_by_hand() -> None:
