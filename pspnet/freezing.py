@@ -26,8 +26,8 @@ def freeze(model: PSPNet, *, num_stages: int = 0, batch_norm: Frozen = "none") -
         missing = [name for name in _STAGES if name not in children]
         if missing:
             raise InputError(
-                f"model.freeze_stages needs a backbone of four stages, but this one has no {', '.join(missing)}. "
-                "Set it to 0, or take a ResNet."
+                f"model.freeze_stages needs a backbone of four stages, but got {num_stages} for "
+                f"{model.architecture['backbone']}, which has no {', '.join(missing)}. Set it to 0, or take a ResNet."
             )
         kept = _STAGES[num_stages - 1 :]
         for name, child in children.items():

@@ -58,20 +58,35 @@ def load_checked(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
 
 
 def key_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """Return in words which keys of `own` are missing from `weights`, unexpected or of another shape; "" for none.
+    """Return in words which keys of `own` are missing from `weights`, unexpected or of other values; "" for none.
 
-    Files from before torch 0.4.1 lack the counters num_batches_tracked, which only BatchNorm's cumulative average
-    reads: they may be missing.
+    Other values are those of another shape or kind of number, none at all (sparse, without memory) and what is not
+    finite. Files from before torch 0.4.1 lack the counters num_batches_tracked, which only BatchNorm's cumulative
+    average reads: they may be missing.
     """
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in weights if key not in own]
-    misshapen = [
-        f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    return "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems if keys)
+    problems: dict[str, list[str]] = {
+        "missing": [key for key in own if key not in weights and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in weights if key not in own],
+    }
+    for key in own:
+        if key in weights and (found := _difference(own[key], weights[key])):
+            what, how = found
+            problems.setdefault(what, []).append(f"{key}{how}")
+    return "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+
+
+def _difference(own: Tensor, given: Tensor) -> tuple[str, str] | None:
+    """Return what is wrong with the values that are given for a tensor, and how they are; None where nothing is."""
+    if given.is_nested or given.layout != torch.strided or given.is_meta:
+        layout = "no values" if given.is_meta else str(given.layout).removeprefix("torch.")
+        return "not a plain tensor", f" ({layout})"
+    if given.shape != own.shape:
+        return "of another shape", f" {tuple(given.shape)} for {tuple(own.shape)}"
+    if given.is_complex() or (own.is_floating_point() and not given.is_floating_point()):
+        return "of another kind of number", f" ({given.dtype} for {own.dtype})".replace("torch.", "")
+    if own.is_floating_point() and not given.to(own.dtype).isfinite().all():
+        return "not finite", ""
+    return None
 
 
 def read_tensors(path: Path, field: str) -> dict[str, Tensor]:

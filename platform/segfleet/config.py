@@ -3,7 +3,6 @@
 override.py varies a configuration, config_json.py stores it; search_config.py has the settings of a search.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +12,9 @@ from pspnet.sizes import notation, sides
 from segfleet.secret import masked
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+LARGEST = 1e30
+"""Of rates and weights: beyond lies where fp32 ends, and torch raises an error of its own instead of diverging."""
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
 """Those of pspnet.backbones, which is not imported here: it takes as long as torch."""
@@ -208,15 +210,16 @@ class ModelConfig:
             f"model.bin_sizes must be 1 to 1024, but got {shown(self.bin_sizes)}. The paper's are 1 2 3 6.",
         )
         require(
-            self.head_channels >= 1,
-            f"model.head_channels must be at least 1, but got {self.head_channels}. The paper's is 512.",
+            1 <= self.head_channels <= 10**9,
+            f"model.head_channels must be 1 to 10**9, but got {self.head_channels}. The paper's is 512.",
         )
         require(
             0 <= self.dropout < 1, f"model.dropout must be in [0, 1), but got {self.dropout}. Usual: 0.1."
         )
         require(
             0 <= self.freeze_stages <= 5,
-            f"model.freeze_stages must be 0 (none) to 5 (stem and all four stages), but got {self.freeze_stages}.",
+            f"model.freeze_stages must be 0 (none) to 5 (stem and all four stages), but got {self.freeze_stages}. "
+            "0 trains all of them.",
         )
 
 
@@ -260,15 +263,24 @@ class OptimConfig:
     packaged in their place (usual: 0.999 to 0.9999); 0 turns it off."""
 
     def __post_init__(self) -> None:
-        for name in ("base_lr", "head_lr_factor", "power"):
+        for name, usual in (("base_lr", 0.01), ("head_lr_factor", 10), ("power", 0.9)):
             value = getattr(self, name)
             require(
-                math.isfinite(value) and value > 0,
-                f"optim.{name} must be a positive number, but got {value}.",
+                0 < value <= LARGEST,
+                f"optim.{name} must be a positive number of at most {LARGEST:g}, but got {value}. Usual: {usual}.",
             )
+        head_lr = self.base_lr * self.head_lr_factor
         require(
-            0 <= self.min_lr < self.base_lr,
-            f"optim.min_lr must be 0 or more and below optim.base_lr {self.base_lr}, but got {self.min_lr}. "
+            head_lr <= LARGEST * 10,
+            f"optim.base_lr x optim.head_lr_factor, the heads' rate, must be at most {LARGEST * 10:g}, but got "
+            f"{head_lr:g}. Usual: 0.1.",
+        )
+        lowest = f"optim.base_lr {self.base_lr}"
+        if self.head_lr_factor < 1:
+            lowest = f"the heads' rate {head_lr:g} (optim.base_lr x optim.head_lr_factor)"
+        require(
+            0 <= self.min_lr < min(self.base_lr, head_lr),
+            f"optim.min_lr must be 0 or more and below {lowest}, but got {self.min_lr}. "
             "mmsegmentation uses a hundredth of it.",
         )
         require(
@@ -277,8 +289,9 @@ class OptimConfig:
         for name in ("weight_decay", "aux_loss_weight", "max_gradient_norm"):
             value = getattr(self, name)
             require(
-                math.isfinite(value) and value >= 0,
-                f"optim.{name} must be 0 or a positive number, but got {value}. 0 turns it off.",
+                0 <= value <= LARGEST,
+                f"optim.{name} must be 0 or a positive number of at most {LARGEST:g}, but got {value}. "
+                "0 turns it off.",
             )
         require(
             0 <= self.ema_decay < 1,
@@ -325,10 +338,10 @@ class LossConfig:
             f"loss.ohem_min_kept must be at least 1, but got {self.ohem_min_kept}. mmsegmentation uses 100000.",
         )
         require(
-            all(math.isfinite(weight) and weight >= 0 for weight in self.class_weights)
+            all(0 <= weight <= LARGEST for weight in self.class_weights)
             and (not self.class_weights or max(self.class_weights) > 0),
-            f"loss.class_weights must be 0 or positive numbers, one of them above 0, but got {self.class_weights}. "
-            "1 is the weight of a class like any other.",
+            f"loss.class_weights must be 0 or positive numbers of at most {LARGEST:g}, one of them above 0, but got "
+            f"{self.class_weights}. 1 is the weight of a class like any other.",
         )
         require(
             not self.class_weights or self.class_balance == "none",
@@ -361,16 +374,22 @@ class ScheduleConfig:
     """Everything random follows from it."""
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "global_batch_size", "accumulation_steps", "evaluate_every_epochs"):
+        for name, remedy in (
+            ("num_epochs", "1 is a single pass over the training split"),
+            ("global_batch_size", "16 is the paper's"),
+            ("accumulation_steps", "1 takes all images of a worker at once"),
+            ("evaluate_every_epochs", "1 evaluates after each"),
+        ):
             value = getattr(self, name)
-            require(value >= 1, f"schedule.{name} must be at least 1, but got {value}.")
+            require(value >= 1, f"schedule.{name} must be at least 1, but got {value}. {remedy}.")
         require(
             self.max_iterations_per_epoch >= 0,
-            f"schedule.max_iterations_per_epoch must be 0 (whole epochs) or more, "
-            f"but got {self.max_iterations_per_epoch}.",
+            f"schedule.max_iterations_per_epoch must be 0 or more, but got {self.max_iterations_per_epoch}. "
+            "0 trains whole epochs.",
         )
         require(
-            0 <= self.seed < 2**31, f"schedule.seed must be between 0 and 2**31 - 1, but got {self.seed}."
+            0 <= self.seed < 2**31,
+            f"schedule.seed must be between 0 and 2**31 - 1, but got {self.seed}. 0 is as good as any.",
         )
 
 
@@ -418,9 +437,12 @@ class WorkersConfig:
     """How often Ray Train restarts the group from the last checkpoint after a worker died."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker"):
+        for name, remedy in (
+            ("num_workers", "1 trains in one process"),
+            ("cpus_per_worker", "1 gives each a thread"),
+        ):
             value = getattr(self, name)
-            require(value >= 1, f"workers.{name} must be at least 1, but got {value}.")
+            require(value >= 1, f"workers.{name} must be at least 1, but got {value}. {remedy}.")
         require(
             0 <= self.min_workers <= self.num_workers,
             f"workers.min_workers must be between 0 and workers.num_workers ({self.num_workers}), but got "
@@ -431,13 +453,16 @@ class WorkersConfig:
             f"workers.max_failures must be 0 or more, but got {self.max_failures}. 0 never restarts.",
         )
         require(
-            math.isfinite(self.memory_gib) and self.memory_gib >= 0,
-            f"workers.memory_gib must be 0 or a positive number, but got {self.memory_gib}. 0 predicts nothing.",
+            0 <= self.memory_gib <= LARGEST,
+            f"workers.memory_gib must be 0 or a positive number of at most {LARGEST:g}, but got {self.memory_gib}. "
+            "0 predicts nothing.",
         )
         require(
-            len(self.memory_fit) == 2 and self.memory_fit[0] > 0 and self.memory_fit[1] >= 0,
-            f"workers.memory_fit must be a factor above 0 and GiB of 0 or more, but got {self.memory_fit}. "
-            "1 0 takes the counted bytes as they are.",
+            len(self.memory_fit) == 2
+            and 0 < self.memory_fit[0] <= LARGEST
+            and 0 <= self.memory_fit[1] <= LARGEST,
+            f"workers.memory_fit must be a factor above 0 and GiB of 0 or more, both at most {LARGEST:g}, but got "
+            f"{self.memory_fit}. 1 0 takes the counted bytes as they are.",
         )
         require(
             math.isfinite(self.peak_tflops) and self.peak_tflops >= 0,

@@ -339,11 +339,18 @@ def check_data(config: TrainingConfig) -> Store:
             f"data.val_split must be labelled throughout, but {num_unlabelled} of {num_val} images of "
             f"{data.val_split!r} have no label. Give another split."
         )
-    num_iterations(
+    per_epoch = num_iterations(
         manifest.num_images(data.train_split),
         config.schedule.global_batch_size,
         config.schedule.max_iterations_per_epoch,
     )
+    warm_up, num_epochs = config.optim.warm_up_iterations, config.schedule.num_epochs
+    if warm_up >= per_epoch * num_epochs:
+        raise InputError(
+            f"optim.warm_up_iterations must be below the {per_epoch * num_epochs} iterations of the training "
+            f"({num_epochs} epochs of {per_epoch}), or the scheduled rate is never reached, but got {warm_up}. "
+            "Warm up for fewer, or raise schedule.num_epochs."
+        )
     largest = manifest.largest_side(data.train_split)
     if max(sides(data.crop_size)) > largest * data.max_scale:
         below = max(33, (int(largest * data.max_scale) - 1) // 8 * 8 + 1)

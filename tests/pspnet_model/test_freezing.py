@@ -70,6 +70,15 @@ def test_with_frozen_batch_norm_one_image_at_a_time_will_do() -> None:
     assert names
 
 
+def test_stages_that_are_not_there_cannot_be_frozen() -> None:
+    model = PSPNet(3, backbone="mobilenet_v2", head_channels=8)
+    with pytest.raises(
+        InputError,
+        match=r"but got 2 for mobilenet_v2, which has no layer1, layer2, layer3, layer4\. Set it to 0",
+    ):
+        freeze(model, num_stages=2)
+
+
 def test_batch_norm_that_is_not_there_cannot_be_frozen() -> None:
     model = PSPNet(3, backbone="resnet18", head_channels=8)
     model.backbone = PSPNet(3, backbone="resnet18", head_channels=8, norm="group").backbone

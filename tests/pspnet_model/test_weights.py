@@ -1,5 +1,6 @@
 """Weights from a file or by name are exactly those of the network, or nothing is loaded and every key is named."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from torch import Tensor
 
 from pspnet.errors import InputError
 from pspnet.model import PSPNet
@@ -62,6 +64,37 @@ def test_every_wrong_key_of_a_weights_file_is_named_and_nothing_is_loaded(tmp_pa
     ):
         assert part in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Tensor.to_sparse, r"1 not a plain tensor: conv1\.weight \(sparse_coo\)"),
+        (lambda weight: weight.to("meta"), r"1 not a plain tensor: conv1\.weight \(no values\)"),
+        (Tensor.char, r"1 of another kind of number: conv1\.weight \(int8 for float32\)"),
+        (lambda weight: weight + 1j, r"1 of another kind of number: conv1\.weight \(complex64 for float32\)"),
+        (lambda weight: weight * torch.nan, r"1 not finite: conv1\.weight"),
+        (lambda weight: weight.double() + 1e300, r"1 not finite: conv1\.weight"),
+    ],
+)
+def test_values_that_no_training_could_have_left_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    state = torchvision_stages("resnet18").state_dict()
+    torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "changed.pth")
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    with pytest.raises(InputError, match=rf"there are {message}\. Give"):
+        load_backbone_weights(model, str(tmp_path / "changed.pth"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = torchvision_stages("resnet18").to(dtype).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    model = PSPNet(3, backbone="resnet18", head_channels=8)
+    load_backbone_weights(model, str(tmp_path / "weights.pth"))
+    assert torch.equal(model.backbone.state_dict()["conv1.weight"], state["conv1.weight"].float())
 
 
 def test_a_weights_file_that_is_absent_damaged_or_no_state_dict_is_refused(tmp_path: Path) -> None:

@@ -304,6 +304,16 @@ def test_a_network_that_fits_in_no_memory_is_checked_by_its_sizes(
         check_data(override(config, {"model.weights": str(tmp_path / "small.pth")}))
 
 
+def test_a_warm_up_as_long_as_the_training_is_refused(config: TrainingConfig) -> None:
+    """Three epochs of two iterations: the sixth would be the first at the scheduled rate after five."""
+    check_data(override(config, {"optim.warm_up_iterations": 5}))
+    with pytest.raises(
+        InputError,
+        match=r"below the 6 iterations of the training \(3 epochs of 2\), .*but got 6\. Warm up for",
+    ):
+        check_data(override(config, {"optim.warm_up_iterations": 6}))
+
+
 def test_stages_that_are_frozen_with_random_weights_are_warned_of(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
