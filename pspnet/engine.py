@@ -66,7 +66,8 @@ def train_one_epoch(
     after it, with the batches that follow. `is_called` is asked on each worker before each step; after a step before
     which any worker said yes, all call `on_call` with the epoch so far.
     Raises DivergedError on all workers where the loss of any, or the gradient, is not finite; with fp16 the scaler
-    leaves out steps whose gradient is not, and it is raised once that is so without any scaling.
+    leaves out steps whose gradient is not, and it is raised once that is so without any scaling. It is raised, too,
+    where the last step leaves weights or BatchNorm's statistics that are not: no other step would find them.
     """
     train_mode(model)
     device = next(model.parameters()).device
@@ -182,9 +183,10 @@ def train_one_epoch(
     assert num_iterations > 0, "an epoch without a batch"
     total, main, aux = (sums / num_iterations).tolist()
     seconds = [data_wait_s, *clock.close().values()]
-    waited, *parts_s = (
-        summed(torch.tensor(seconds, dtype=torch.float64, device=device)) / num_workers
-    ).tolist()
+    found = torch.tensor([*seconds, not _has_finite_state(model)], dtype=torch.float64, device=device)
+    waited, *parts_s, num_overflown = (summed(found) / num_workers).tolist()
+    if num_overflown:
+        raise DivergedError(iteration - 1, _gathered(batch.names), "state")
     return TrainStats(
         loss=total,
         main_loss=main,
@@ -257,6 +259,16 @@ def _limit_gradients(model: nn.Module, max_norm: float) -> Tensor:
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+@torch.no_grad()
+def _has_finite_state(model: nn.Module) -> bool:
+    """Whether weights and BatchNorm's statistics are finite: their norm is, or else each value is looked at."""
+    values = [value for value in model.state_dict().values() if value.is_floating_point()]
+    # The norm takes a ninth of the time: 18 ms of one core for a ResNet-50. Squares overflow before values do.
+    return math.isfinite(nn.utils.get_total_norm(values)) or all(
+        bool(value.isfinite().all()) for value in values
+    )
 
 
 def _names_of_diverged(shares: Tensor, names: Sequence[str]) -> list[str]:

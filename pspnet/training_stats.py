@@ -6,24 +6,28 @@ from typing import Literal
 
 from pspnet.timing import Part
 
+What = Literal["loss", "gradient", "state"]
+
 
 class DivergedError(RuntimeError):
-    """Loss or gradient of an iteration are not finite; every worker raises it, before the weights change."""
+    """Loss or gradient of an iteration are not finite, or the weights after an epoch's last; every worker raises it.
 
-    def __init__(
-        self, iteration: int, names: Sequence[str], what: Literal["loss", "gradient"] = "loss"
-    ) -> None:
+    But for the last case, before the weights change.
+    """
+
+    def __init__(self, iteration: int, names: Sequence[str], what: What = "loss") -> None:
         listed = ", ".join(names)
-        super().__init__(
-            f"The {what} of iteration {iteration + 1} is not finite, on {listed}. A smaller lr may do."
-        )
+        said = f"The {what} of iteration {iteration + 1} is"
+        if what == "state":
+            said = f"Weights or statistics after iteration {iteration + 1} are"
+        super().__init__(f"{said} not finite, on {listed}. A smaller lr may do.")
         self.iteration = iteration
         """From 0; the text counts from 1, as the log does."""
         self.names = list(names)
-        """Images of the workers whose own share of the loss was not finite; of a gradient, of all workers."""
-        self.what: Literal["loss", "gradient"] = what
+        """Images of the workers whose own share of the loss was not finite; of gradient and state, of all workers."""
+        self.what: What = what
 
-    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str], Literal["loss", "gradient"]]]:
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, list[str], What]]:
         return DivergedError, (self.iteration, self.names, self.what)
 
 

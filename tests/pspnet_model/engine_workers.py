@@ -22,7 +22,7 @@ from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.optim import build_optimizer
 from pspnet.store import Split
-from pspnet.training_stats import DivergedError, TrainStats
+from pspnet.training_stats import DivergedError, IterationStats, TrainStats
 from pspnet.transforms import Window
 
 NUM_CLASSES = 4
@@ -129,13 +129,24 @@ def trained(
     rank: int,
     world_size: int,
     prepare: Callable[[Batch], tuple[Tensor, Tensor]] = prepare,
+    *,
+    is_overflown: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Train a few iterations in float64 and return everything that workers must agree on."""
+    """Train a few iterations in float64 and return everything that workers must agree on.
+
+    `is_overflown` makes a weight infinite after the last step.
+    """
     model = new_model().double()
     freeze(model, batch_norm="all")  # it then knows nothing of the other images
     losses: list[float] = []
     error, stats = None, None
+
+    def note(iteration: IterationStats) -> None:
+        losses.append(iteration.loss)
+        if is_overflown and len(losses) == NUM_ITERATIONS:
+            model.state_dict()["head.classifier.bias"][0] = torch.inf
+
     group_model = parallelise(model, "cpu")
     exchanges: list[int] = []
     if isinstance(group_model, DistributedDataParallel):
@@ -146,7 +157,7 @@ def trained(
             batches(rank, world_size),
             prepare=prepare,
             start_iteration=2,
-            on_iteration=lambda iteration: losses.append(iteration.loss),
+            on_iteration=note,
             **changes,
         )
     except DivergedError as diverged:
@@ -198,6 +209,7 @@ def run_worker(rank: int, folder: str) -> None:
             results["accumulated"] = trained(rank, world_size, accumulation_steps=2)
             results["hard"] = trained(rank, world_size, cross_entropy=KIND)
             results["diverged"] = trained(rank, world_size, prepare_with_a_nan)
+            results["overflown"] = trained(rank, world_size, is_overflown=rank == 1)
         torch.save(results, Path(folder) / f"{world_size}_{rank}.pt")
         dist.destroy_process_group()
 

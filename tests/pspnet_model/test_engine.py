@@ -121,6 +121,13 @@ def test_all_workers_raise_when_the_loss_of_one_is_not_finite(group: dict) -> No
             assert weight.isfinite().all()
 
 
+@pytest.mark.slow
+def test_all_workers_raise_when_the_last_step_of_one_overflows(group: dict) -> None:
+    for rank in (0, 1):
+        assert group[2, rank]["overflown"]["error"] == (4, ["image8", "image10", "image9", "image11"])
+        assert len(group[2, rank]["overflown"]["losses"]) == engine_workers.NUM_ITERATIONS
+
+
 def test_a_diverged_error_crosses_processes() -> None:
     error = pickle.loads(pickle.dumps(DivergedError(7, ["a", "b"], "gradient")))  # noqa: S301
     assert (error.iteration, error.names, error.what) == (7, ["a", "b"], "gradient")
@@ -220,6 +227,34 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_the_weights_chan
     assert (caught.value.iteration, caught.value.what) == (1, "gradient")
     assert caught.value.names == ["image4", "image5", "image6", "image7"]
     assert all(torch.equal(weight, seen[-1][name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["head.classifier.weight", "backbone.bn1.running_var"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_the_last_step_of_an_epoch_leaves_is_looked_at(name: str, value: float) -> None:
+    """Loss and gradient of all three steps are finite."""
+    model = engine_workers.new_model().double()
+    optimizer = engine_workers.new_optimizer(model)
+    steps = itertools.count(1)
+
+    def overflow(*_: object) -> None:
+        if next(steps) == engine_workers.NUM_ITERATIONS:
+            model.state_dict()[name].flatten()[0] = value
+
+    optimizer.register_step_post_hook(overflow)
+    with pytest.raises(
+        DivergedError, match="Weights or statistics after iteration 3 are not finite, on image8"
+    ) as caught:
+        engine_workers.train(model, engine_workers.batches(0, 1), optimizer=optimizer)
+    assert (caught.value.iteration, caught.value.what) == (2, "state")
+
+
+def test_large_weights_are_finite() -> None:
+    """Their squares are not."""
+    model = engine_workers.new_model()
+    with torch.no_grad():
+        model.head.classifier.bias.fill_(1e30)
+    assert engine._has_finite_state(model)
 
 
 @pytest.mark.parametrize(("lost", "left"), [(17, 0), (16, 3)])
