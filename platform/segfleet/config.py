@@ -465,8 +465,9 @@ class WorkersConfig:
             f"{self.memory_fit}. 1 0 takes the counted bytes as they are.",
         )
         require(
-            math.isfinite(self.peak_tflops) and self.peak_tflops >= 0,
-            f"workers.peak_tflops must be 0 or a positive number, but got {self.peak_tflops}. 0 takes the table's.",
+            0 <= self.peak_tflops <= LARGEST,
+            f"workers.peak_tflops must be 0 or a positive number of at most {LARGEST:g}, but got "
+            f"{self.peak_tflops}. 0 takes the table's.",
         )
         require(
             self.precision != "fp16" or self.use_gpu,
