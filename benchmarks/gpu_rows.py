@@ -73,8 +73,8 @@ class Card:
 
     def free(self) -> None:
         """Give back what no tensor holds, so that no way finds the gaps that another has left."""
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
