@@ -12,6 +12,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ from pspnet.data import ROTATE_PROBABILITY
 from pspnet.model import PSPNet
 from pspnet.optim import poly_factor, set_lr
 from pspnet.published import read_published
+from segfleet.memory import network_of
 from segfleet.presets import training_preset
 from tests.segfleet_config.recipe_steps import new_optimizer, steps_of
 
@@ -102,7 +104,10 @@ def test_every_setting_of_their_file_is_the_presets(semseg: Any, layers: int) ->
 
 
 def trained_by_semseg(semseg: Any, folder: Path, dtype: torch.dtype) -> Record:
-    """Run their main_worker on random pictures; its arguments are their configuration file's, made small."""
+    """Run their main_worker on random pictures; its arguments are their configuration file's, made small.
+
+    Residual branches begin at scale 0.2: at 1 rounding grows several times larger with each step.
+    """
     record = Record()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(ITERATIONS * BATCH, 3, CROP, CROP, generator=generator, dtype=dtype)
@@ -151,6 +156,9 @@ def trained_by_semseg(semseg: Any, folder: Path, dtype: torch.dtype) -> Record:
 
     torch.manual_seed(7)
     resnet = resnets.resnet50(pretrained=False)
+    for name, scale in resnet.named_parameters():
+        if name.startswith("layer") and name.endswith("bn3.weight"):
+            nn.init.constant_(scale, 0.2)
     with (
         warnings.catch_warnings(),
         mock.patch.object(resnets, "resnet50", return_value=resnet),
@@ -180,6 +188,18 @@ def test_parameter_groups_and_the_rate_of_each_iteration_are_semsegs(training: t
     assert settings == {"momentum": 0.9, "weight_decay": 1e-4}
 
 
+def test_of_200_iterations_more_their_rates_are_higher_by_a_hundredth_of_the_first_at_most() -> None:
+    """185 iterations an epoch here, 186 there: what the preset's docstring says of it."""
+    optim = PRESET.optim
+    ours, theirs = (
+        np.array([poly_factor(iteration, total, optim.power) for iteration in range(37_000)])
+        for total in (37_000, 37_200)
+    )
+    higher = optim.base_lr * (theirs - ours)
+    assert higher.min() == 0
+    assert higher.max() == higher[-1] == pytest.approx(9.03e-5, rel=1e-3)
+
+
 def test_the_ranges_of_the_augmentation_are_semsegs(training: tuple[Record, PSPNet]) -> None:
     scale, rotate, blur, flip, crop = training[0].transforms[:5]
     data = PRESET.data
@@ -204,34 +224,24 @@ def training(semseg: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rec
 
 
 def our_network(record: Record, folder: Path) -> PSPNet:
+    """Return the preset's network with their stem, as its docstring says that it is set, and their first weights."""
     torch.save(record.weights, folder / "initial.pth")
     published = read_published(folder / "initial.pth")
-    model = PSPNet.from_architecture(published.architecture | {"dropout": PRESET.model.dropout})
+    model = network_of(replace(PRESET.model, deep_stem=True), 19)
+    assert published.architecture | {"dropout": PRESET.model.dropout} == model.architecture
     model.load_state_dict(published.weights)
     return model
 
 
-@pytest.mark.parametrize(
-    ("dtype", "num_steps", "tolerance"), [(torch.float32, 2, 1e-5), (torch.float64, 10, 1e-9)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-12)])
 def test_the_losses_of_twenty_steps_are_semsegs(
-    semseg: Any,
-    training: tuple[Record, PSPNet],
-    tmp_path: Path,
-    dtype: torch.dtype,
-    num_steps: int,
-    tolerance: float,
+    semseg: Any, training: tuple[Record, PSPNet], tmp_path: Path, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """From equal weights, batches and dropout; after `num_steps` to a hundredth only.
-
-    Each step of a training that has just begun makes a difference several times larger, and a ReLU that falls to the
-    other side adds to it: that the steps are the same is seen in float64, before rounding has grown.
-    """
+    """From equal weights, batches and dropout, at each step: in fp32 rounding grows from step to step."""
     record = training[0] if dtype == torch.float32 else trained_by_semseg(semseg, tmp_path, dtype)
     model = our_network(record, tmp_path).to(dtype)
     steps = steps_of(model, record.batches, PRESET.optim, max_iterations=EPOCHS * ITERATIONS)
     losses = [(step.main_loss, step.aux_loss) for step in steps]
     assert len(losses) == len(record.losses) == EPOCHS * ITERATIONS
     print("relative differences", np.abs(np.array(losses) / np.array(record.losses) - 1).max(1))
-    np.testing.assert_allclose(losses[:num_steps], record.losses[:num_steps], rtol=tolerance)
-    np.testing.assert_allclose(losses, record.losses, rtol=1e-2)
+    np.testing.assert_allclose(losses, record.losses, rtol=tolerance)
