@@ -28,10 +28,10 @@ _LAST_OF_STAGE3 = 13
 class MobileNetV2(nn.Module):
     """MobileNetV2 without its last 1x1 convolution and classifier, width 1.
 
-    A stage that would stride beyond `output_stride` doubles the dilation instead, in all of its blocks, as
-    mmsegmentation's MobileNetV2 does; at output stride 32 it is torchvision's network. `stage3` is the output of
-    features.13 (96 channels), `stage4` of features.17 (320 channels), from which mmsegmentation's PSPNet takes its
-    auxiliary head and its pyramid.
+    A stage that would stride beyond `output_stride` doubles the dilation instead, in all of its blocks, where
+    mmsegmentation's MobileNetV2 has it in the first of each stage alone: the weights of its PSPNet would be of another
+    network here. At output stride 32 it is torchvision's network. `stage3` is the output of features.13 (96 channels),
+    `stage4` of features.17 (320 channels), from which mmsegmentation's PSPNet takes its auxiliary head and its pyramid.
     """
 
     stage3_channels, stage4_channels = 96, 320

@@ -89,7 +89,9 @@ def read_published(
     The file is a .pth, read without pickle's code, or safetensors; its state dict may lie under `state_dict` and its
     names begin with `module.`. The tensors do not tell `bin_sizes`, nor whether mmsegmentation trained with
     `align_corners`: that is taken from the configuration stored with them, and the one given only where it is silent.
-    InputError names every key that does not fit, and other strides or dilations than output stride 8 has.
+    InputError names every key that does not fit, and other strides or dilations than output stride 8 has. Refused are
+    mmsegmentation's d32 and its ResNet-18 and MobileNetV2, which are other networks than those here: it dilates the
+    first convolution of a basic block alone, and the first block of a stage of MobileNetV2 alone.
     """
     path = Path(path)
     content = read_file(path, field)
@@ -196,7 +198,7 @@ def _architecture(weights: Mapping[str, Tensor], origin: Origin, path: Path, fie
         raise InputError(
             f"{field} must be of a network with {', '.join(names.values())}, but the stages in {path} have "
             f"{' '.join(map(str, blocks))} {'bottlenecks' if is_bottleneck else 'basic or other blocks'}. Give a "
-            "checkpoint of one of those."
+            "checkpoint of one of those: ResNet-18 and MobileNetV2 are dilated otherwise there."
         )
     stem = weights.get("backbone.conv3.weight")
     return {

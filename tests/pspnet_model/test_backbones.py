@@ -123,10 +123,10 @@ def test_mobilenet_without_dilation_is_torchvisions_network() -> None:
         (16, {14: 2, 15: 2, 16: 2, 17: 2}),
     ],
 )
-def test_mobilenet_dilated_is_torchvisions_network_altered_as_mmsegmentation_does(
+def test_mobilenet_dilated_is_torchvisions_network_with_dilations_in_place_of_strides(
     output_stride: int, dilation_of_block: dict[int, int]
 ) -> None:
-    """mmseg's pspnet_m-v2-d8: strides 1 2 2 1 1 1 1, dilations 1 1 1 2 2 4 4 of the seven stages."""
+    """At 8 strides 1 2 2 1 1 1 1 and dilations 1 1 1 2 2 4 4 of the seven stages, in all blocks of each."""
     theirs, ours = torchvision_stages("mobilenet_v2"), MobileNetV2(output_stride=output_stride).eval()
     ours.load_state_dict(without_classifier(theirs), strict=True)
     for number, dilation in dilation_of_block.items():
