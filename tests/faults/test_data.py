@@ -148,9 +148,10 @@ def test_a_store_that_changed_is_refused_with_the_difference(
     with pytest.raises(InputError, match=difference):
         trained(config, tmp_path / "run")
     assert contents(tmp_path / "run") == before
-    shutil.rmtree(path)
-    shutil.copytree(store_path, path)
-    assert trained(config, tmp_path / "run")[-1]["is_last"], "the store that it began with is taken"
+    if change in ("label", "cut shard"):
+        shutil.rmtree(path)
+        shutil.copytree(store_path, path)
+        assert trained(config, tmp_path / "run")[-1]["is_last"], "the store that it began with is taken"
 
 
 @pytest.mark.slow

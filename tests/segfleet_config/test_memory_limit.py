@@ -53,13 +53,13 @@ def test_what_cannot_fit_is_refused_with_the_numbers_and_batch_norm_keeps_two_im
     config: TrainingConfig,
 ) -> None:
     for norm, least in (("batch", 2), ("group", 1)):
-        of_norm = override(config, {"model.norm": norm})
+        of_norm = override(config, {"model.norm": norm, "schedule.global_batch_size": 8})
         below = override(of_norm, {"workers.memory_gib": peak_gib(of_norm, least) * 0.999})
         with pytest.raises(
             InputError, match=rf"memory_gib .*{least} at a time [\d.]+ GiB\. Lower"
         ) as refused:
             fitted(below, NUM_CLASSES)
-        assert f"12 at a time {peak_gib(of_norm, 12):.2f} GiB" in str(refused.value)
+        assert f"4 at a time {peak_gib(of_norm, 4):.2f} GiB" in str(refused.value)
 
 
 def test_what_a_device_takes_more_counts(config: TrainingConfig) -> None:
