@@ -162,6 +162,7 @@ def test_after_the_deadline_no_further_round_is_begun(gpu: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_compiled_is_compiled_once(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo traces; its graphs are computed as they are."""
     traced: list[Any] = []

@@ -70,7 +70,6 @@ class Ended(NamedTuple):
 @pytest.mark.parametrize(
     ("job", "endings"),
     [
-        ("train_cityscapes", [Ended(143, fault="run.trained:terminate")]),
         pytest.param(
             "train_cityscapes",
             [Ended(143, said="epoch 1/3 done"), Ended(143, fault="run.trained:terminate")],
