@@ -6,10 +6,10 @@ from pspnet.class_weights import class_weights
 from pspnet.errors import InputError
 from pspnet.flops import Arithmetic, peak_flops, training_flops
 from pspnet.freezing import freeze
-from pspnet.initialisation import WithoutDraws
 from pspnet.loss import CrossEntropy
 from pspnet.model import PSPNet
 from pspnet.published import load_network_weights
+from pspnet.sizes_alone import built_without_content
 from pspnet.store import Store
 from pspnet.weights import load_backbone_weights
 from segfleet.config import TrainingConfig
@@ -26,9 +26,7 @@ def sizes_of_model(config: TrainingConfig, num_classes: int) -> PSPNet:
 
     A network that does not fit here may fit where it is trained; where it does not, the training ends as oom.
     """
-    with torch.device("meta"), WithoutDraws():
-        model = network_of(config.model, num_classes)
-    return _prepared(model, config)
+    return _prepared(built_without_content(lambda: network_of(config.model, num_classes)), config)
 
 
 def _prepared(model: PSPNet, config: TrainingConfig) -> PSPNet:

@@ -12,7 +12,7 @@ from pspnet.loss import CrossEntropy
 from pspnet.memory import GIB, Fit, StepMemory, step_memory
 from pspnet.model import PSPNet, refuse_single_values
 from pspnet.recomputation import recompute_blocks
-from pspnet.sizes_alone import sizes_alone
+from pspnet.sizes_alone import built_without_content
 from segfleet.config import LossConfig, ModelConfig, Precision, TrainingConfig, WorkersConfig
 from segfleet.override import override
 
@@ -163,9 +163,9 @@ def _can_train_on(config: TrainingConfig, num_classes: int, num_images: int) -> 
     workers = config.workers
     if workers.use_gpu and workers.num_workers > 1 and config.model.norm != "batch":
         return True
-    with sizes_alone(lambda: _frozen_network(config.model, num_classes)) as model:
-        try:
-            refuse_single_values(model, num_images)
-        except InputError:
-            return False
+    model = built_without_content(lambda: _frozen_network(config.model, num_classes))
+    try:
+        refuse_single_values(model, num_images)
+    except InputError:
+        return False
     return True
