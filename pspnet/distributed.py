@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pspnet.kernels import use_fast_depthwise_gradients, use_fast_kernels
+from pspnet.cpu_depthwise import use_fast_depthwise_gradients
+from pspnet.kernels import use_fast_kernels
 from pspnet.model import PSPNet
 from pspnet.norms import Norm, synchronised
 

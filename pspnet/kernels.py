@@ -17,7 +17,7 @@ from torch.nn import functional
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 CHANNELS_PER_PART = 512
-"""Input channels that a prediction's largest convolution takes at a time on a CPU."""
+"""Input channels that the largest convolutions take at a time on a CPU."""
 MIN_WINOGRAD_CHANNELS = 64
 """Of inputs and outputs: with fewer, what is saved in products is spent on the tiles."""
 MIN_WINOGRAD_VALUES = 2**18
@@ -180,7 +180,7 @@ def activated(
         and conv.bias is not None
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and (dtype := _dtype_on_cpu(x)) != torch.float16
+        and (dtype := autocast_dtype(x)) != torch.float16
         and _HAS_NUMBA
     ):
         return conv.rectified(x, conv.bias, shortcut if shortcut is None else shortcut.to(dtype))
@@ -200,12 +200,13 @@ def _shifted_and_rectified(y: Tensor, shift: Tensor, shortcut: Tensor | None) ->
 
 def _is_in_full_precision(x: Tensor) -> bool:
     """Return whether a convolution of `x` is one in float32 or float64 on a CPU."""
-    return x.device.type == "cpu" and _dtype_on_cpu(x) in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and autocast_dtype(x) in (torch.float32, torch.float64)
 
 
-def _dtype_on_cpu(x: Tensor) -> torch.dtype:
+def autocast_dtype(x: Tensor) -> torch.dtype:
     """Return the type of what a convolution of `x` gives."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def convolve3x3(
@@ -215,107 +216,58 @@ def convolve3x3(
     *,
     dilation: int = 1,
 ) -> Float[Tensor, "n o h w"]:
-    """Return the convolution; to predict on a CPU as a sum over parts of the channels that fit in its cache.
+    """Return the convolution; on a CPU not more than `CHANNELS_PER_PART` at a time where that is faster.
 
-    oneDNN takes 1.4 times as long for 2048 channels at once.
+    For 2048 channels at once oneDNN takes 1.4 times as long, and in bf16 for the weight's gradient 2.4 times.
     """
-    if torch.is_grad_enabled() or images.device.type != "cpu":
+    if images.device.type != "cpu" or images.shape[1] <= CHANNELS_PER_PART:
         return functional.conv2d(images, weight, bias, padding=dilation, dilation=dilation)
-    parts, weights = images.split(CHANNELS_PER_PART, 1), weight.split(CHANNELS_PER_PART, 1)
-    result = functional.conv2d(parts[0], weights[0], bias, padding=dilation, dilation=dilation)
-    for part, its_weight in zip(parts[1:], weights[1:], strict=True):
-        result += functional.conv2d(part, its_weight, padding=dilation, dilation=dilation)
+    if torch.is_grad_enabled():
+        dtype = autocast_dtype(images)
+        output: Tensor = _LargeConvolution.apply(images.to(dtype), weight.to(dtype), dilation)
+        return output if bias is None else output + bias.to(dtype)[:, None, None]
+    first, *others = _parts(images)
+    result = functional.conv2d(images[:, first], weight[:, first], bias, padding=dilation, dilation=dilation)
+    for part in others:
+        result += functional.conv2d(images[:, part], weight[:, part], padding=dilation, dilation=dilation)
     return result
 
 
-def use_fast_depthwise_gradients(module: nn.Module) -> None:
-    """Let depthwise convolutions with a stride or a dilation compute their gradients by kernels made for neither.
+class _LargeConvolution(torch.autograd.Function):
+    """To train: the result is rounded once, so that all channels are summed at once."""
 
-    oneDNN has fast kernels for a depthwise convolution's gradients only where stride and dilation are 1: for 960
-    channels, dilated by 2, forward and backward take 13 times as long in bf16 and 2.6 times in fp32, for 144 channels
-    of stride 2, 9 times in bf16; a stride in fp32 is left as it is (torch 2.14). Results agree up to rounding.
-    """
-    for part in module.modules():
-        if type(part) is nn.Conv2d and _is_slow(part):
-            part.__class__ = _DepthwiseConv2d  # its parameters, hooks and place in the network stay
-
-
-def _is_slow(conv: nn.Conv2d) -> bool:
-    stride, dilation = conv.stride[0], conv.dilation[0]
-    return (
-        conv.groups == conv.in_channels == conv.out_channels > 1
-        and conv.kernel_size == (3, 3)
-        and conv.stride == (stride, stride)
-        and conv.dilation == conv.padding == (dilation, dilation)
-        and conv.padding_mode == "zeros"
-        and conv.bias is None
-        and (stride == 1) != (dilation == 1)
-    )
-
-
-class _DepthwiseConv2d(nn.Conv2d):
-    """A 3x3 depthwise convolution, padded by its dilation, with either a stride or a dilation."""
-
-    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c ho wo"]:
-        dtype = _dtype_on_cpu(input)
-        is_fast = dtype == torch.float32 and self.stride[0] > 1
-        if input.device.type != "cpu" or is_fast or not torch.is_grad_enabled():
-            return super().forward(input)
-        input, weight = input.to(dtype), self.weight.to(dtype)
-        output: Tensor = _Depthwise.apply(input, weight, self.stride[0], self.dilation[0])
-        return output
-
-
-class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(images, weight)
-        ctx.stride, ctx.dilation = stride, dilation
-        return functional.conv2d(images, weight, None, stride, dilation, dilation, images.shape[1])
+        ctx.dilation = dilation
+        return functional.conv2d(images, weight, padding=dilation, dilation=dilation)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         images, weight = ctx.saved_tensors
-        needs_images, needs_weight, *_ = ctx.needs_input_grad
-        of_images = (
-            _gradient_of_images(gradient, weight, ctx.stride, ctx.dilation, images) if needs_images else None
-        )
-        of_weight = (
-            _gradient_of_weight(gradient, weight, ctx.stride, ctx.dilation, images) if needs_weight else None
-        )
-        return of_images, of_weight, None, None
+        of_images = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_images = _gradients(gradient, images, weight, ctx.dilation, [True, False, False])[0]
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.empty_like(weight)
+            for part in _parts(images):
+                of_weight[:, part] = _gradients(
+                    gradient, images[:, part], weight[:, part], ctx.dilation, [False, True, False]
+                )[1]
+        return of_images, of_weight, None
 
 
-def _gradient_of_images(
-    gradient: Tensor, weight: Tensor, stride: int, dilation: int, images: Tensor
-) -> Tensor:
-    """Convolve the gradient, with zeros between its cells for the stride, with the kernel turned about."""
-    if stride > 1:
-        spread = torch.zeros_like(images)
-        spread[:, :, ::stride, ::stride] = gradient
-        gradient = spread
-    return functional.conv2d(gradient, weight.flip(2, 3), None, 1, dilation, dilation, groups=images.shape[1])
+def _parts(images: Float[Tensor, "n c h w"]) -> list[slice]:
+    """Return which channels are taken at a time."""
+    firsts = range(0, images.shape[1], CHANNELS_PER_PART)
+    return [slice(first, first + CHANNELS_PER_PART) for first in firsts]
 
 
-def _gradient_of_weight(
-    gradient: Tensor, weight: Tensor, stride: int, dilation: int, images: Tensor
-) -> Tensor:
-    """Take the interleaved grids of a dilated convolution, which do not see each other, for images of their own."""
-    if dilation > 1:
-        images, gradient = _interleaved(images, dilation), _interleaved(gradient, dilation)
-    strides = [stride, stride]
-    _, of_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, images, weight, None, strides, [1, 1], [1, 1], False, [0, 0], images.shape[1],
-        [False, True, False],
-    )  # fmt: skip
-    return of_weight
-
-
-def _interleaved(x: Float[Tensor, "n c h w"], step: int) -> Float[Tensor, "m c hs ws"]:
-    """Return every step-th cell of every step-th row, from each place to begin at, with zeros up to whole steps."""
-    height, width = x.shape[2:]
-    x = functional.pad(x, (0, -width % step, 0, -height % step)).permute(0, 2, 3, 1)
-    n, height, width, channels = x.shape
-    x = x.reshape(n, height // step, step, width // step, step, channels).permute(2, 4, 0, 1, 3, 5)
-    return x.reshape(-1, height // step, width // step, channels).permute(0, 3, 1, 2)
+def _gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, dilation: int, which: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, images, weight, None, [1, 1], [dilation] * 2, [dilation] * 2, False, [0, 0], 1, which
+    )
+    return gradients

@@ -16,7 +16,7 @@ from torch.nn import functional
 from pspnet.backbones import build_backbone
 from pspnet.errors import InputError
 from pspnet.json_values import shown, typed
-from pspnet.kernels import WinogradConv2d, convolve3x3
+from pspnet.kernels import WinogradConv2d, autocast_dtype, convolve3x3
 from pspnet.norms import use_group_norm
 
 MAX_BIN_SIZE = 1024
@@ -263,19 +263,20 @@ def pyramid_convolution(
     matrix shifted by the tap, equal nine taps on every cell of the features. This leaves out nearly half of
     the head's arithmetic. `grids` are (n, cb, b, b).
     """
-    # split, whose gradient is one concatenation: each slice would have a gradient as large as the whole weight.
-    feature_weight, *branch_weights = weight.split([features.shape[1], *(grid.shape[1] for grid in grids)], 1)
-    result = convolve(features, feature_weight)
+    # Split, whose gradient is one concatenation, with the channels last, as the weight has them in memory: otherwise
+    # the gradient is put together in another order, and then turned round.
+    by_tap = weight.to(autocast_dtype(features)).permute(0, 2, 3, 1)
+    feature_weight, *branch_weights = by_tap.split([features.shape[1], *(grid.shape[1] for grid in grids)], 3)
+    result = convolve(features, feature_weight.permute(0, 3, 1, 2))
     if not grids:
         return result
     fh, fw = features.shape[2:]
-    # The channels stay last, as the weight, the grids and the result have them in memory.
     rows, columns = [], []
     for grid, branch_weight in zip(grids, branch_weights, strict=True):
         n, _, size, _ = grid.shape
         cells = grid.permute(0, 2, 3, 1).flatten(0, 2)
-        taps = cells @ branch_weight.permute(2, 3, 1, 0).flatten(0, 1)
-        taps = taps.unflatten(1, (n, size, size)).unflatten(0, (3, 3)).permute(2, 0, 3, 1, 4, 5)
+        taps = functional.linear(cells, branch_weight.flatten(0, 2))
+        taps = taps.unflatten(1, (-1, 3, 3)).unflatten(0, (n, size, size)).permute(0, 4, 1, 5, 2, 3)
         shifted = _shifted_upsampling(taps, fh, size, align_corners)
         rows.append((shifted @ taps.reshape(n, 3 * size, -1)).unflatten(2, (3 * size, -1)))
         columns.append(_shifted_upsampling(taps, fw, size, align_corners))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pspnet.cpu_depthwise import use_fast_depthwise_gradients
 from pspnet.distributed import parallelise
 from pspnet.kernels import (
     PointwiseConv2d,
     WinogradConv2d,
-    use_fast_depthwise_gradients,
+    convolve3x3,
     use_fast_kernels,
     use_matrix_products,
 )
@@ -158,6 +159,31 @@ def test_a_convolution_with_little_to_save_stays_the_plain_one(monkeypatch: pyte
     small, large = torch.randn(2, 64, 9, 8), torch.randn(2, 64, 9, 9)
     assert torch.equal(ours(small), plain(small))
     assert not torch.equal(ours(large), plain(large))
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+@pytest.mark.parametrize(("channels", "has_bias"), [(1100, True), (1024, False), (512, True)])
+def test_a_convolution_of_many_channels_is_the_plain_one_with_its_gradients(
+    channels: int, has_bias: bool, precision: str
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, 16, 3, padding=2, dilation=2, bias=has_bias)
+    plain.to(memory_format=torch.channels_last)
+    if precision == "fp64":
+        plain.double()
+    ours = copy.deepcopy(plain)
+    images = torch.randn(2, channels, 7, 9, dtype=plain.weight.dtype)
+    found: list[list[Tensor | None]] = []
+    for conv in (plain, ours):
+        x = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = conv(x) if conv is plain else convolve3x3(x, conv.weight, conv.bias, dilation=2)
+        (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        found.append([output.detach(), *(it.grad for it in (x, *conv.parameters()))])
+    tolerance = 1e-10 if precision == "fp64" else 0.02
+    for expected, got in zip(*found, strict=True):
+        assert isinstance(expected, Tensor)
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_without_numba_the_convolutions_of_3x3_stay(

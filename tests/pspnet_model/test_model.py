@@ -58,6 +58,18 @@ def test_the_pyramids_convolution_is_that_of_the_concatenation_with_its_gradient
         torch.testing.assert_close(mine, theirs)
 
 
+def test_the_gradient_of_the_pyramids_weight_lies_in_memory_as_the_weight() -> None:
+    features, weight = torch.randn(2, 8, 9, 9), torch.randn(3, 16, 3, 3)
+    grids = [torch.randn(2, 2, b, b, requires_grad=True) for b in BIN_SIZES]
+    for dtype in (torch.float32, torch.bfloat16):
+        w = weight.contiguous(memory_format=torch.channels_last).requires_grad_()
+        x = features.contiguous(memory_format=torch.channels_last).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = pyramid_convolution(x, grids, w)
+        (gradient,) = torch.autograd.grad(output.sum(), w)
+        assert gradient.stride() == w.stride(), "or else it is turned round for the optimizer"
+
+
 def head_by_definition(head: PyramidHead, features: Tensor) -> Tensor:
     """Section 3.2 of the paper, module by module."""
     size = features.shape[2:]
