@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from pspnet.cpu_depthwise import use_fast_depthwise_gradients
+from pspnet.cpu_large_convolution import large_convolution
 from pspnet.distributed import parallelise
 from pspnet.kernels import (
     PointwiseConv2d,
@@ -161,29 +164,50 @@ def test_a_convolution_with_little_to_save_stays_the_plain_one(monkeypatch: pyte
     assert not torch.equal(ours(large), plain(large))
 
 
-@pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize(("channels", "has_bias"), [(1100, True), (1024, False), (512, True)])
-def test_a_convolution_of_many_channels_is_the_plain_one_with_its_gradients(
-    channels: int, has_bias: bool, precision: str
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (23, 17), (5, 8), (1, 3), (1, 1)])
+def test_a_large_convolution_and_its_gradients_are_the_convolutions(
+    dilation: int, height: int, width: int
 ) -> None:
     torch.manual_seed(0)
-    plain = nn.Conv2d(channels, 16, 3, padding=2, dilation=2, bias=has_bias)
-    plain.to(memory_format=torch.channels_last)
-    if precision == "fp64":
-        plain.double()
-    ours = copy.deepcopy(plain)
-    images = torch.randn(2, channels, 7, 9, dtype=plain.weight.dtype)
-    found: list[list[Tensor | None]] = []
-    for conv in (plain, ours):
-        x = images.contiguous(memory_format=torch.channels_last).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            output = conv(x) if conv is plain else convolve3x3(x, conv.weight, conv.bias, dilation=2)
-        (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
-        found.append([output.detach(), *(it.grad for it in (x, *conv.parameters()))])
-    tolerance = 1e-10 if precision == "fp64" else 0.02
-    for expected, got in zip(*found, strict=True):
-        assert isinstance(expected, Tensor)
-        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    weight = torch.randn(5, 7, 3, 3, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(3, 7, height, width, dtype=torch.float64, requires_grad=True)
+    outputs = [
+        conv2d(images, weight, padding=dilation, dilation=dilation),
+        large_convolution(images, weight, dilation),
+    ]
+    upstream = torch.randn_like(outputs[0])
+    expected, got = (
+        [output.detach(), *torch.autograd.grad(output, (images, weight), upstream)] for output in outputs
+    )
+    for theirs, ours in zip(expected, got, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("channels", "has_bias"), [(1100, False), (512, False), (512, True), (64, False)])
+def test_in_bf16_a_convolution_of_many_channels_rounds_as_the_plain_one(
+    channels: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    spy = Mock(wraps=large_convolution)
+    monkeypatch.setattr("pspnet.kernels.large_convolution", spy)
+    exact = nn.Conv2d(channels, 16, 3, padding=2, dilation=2, bias=has_bias).to(torch.bfloat16).double()
+    plain, ours = copy.deepcopy(exact).float(), copy.deepcopy(exact).float()
+    values = torch.randn(2, channels, 17, 19).bfloat16()
+    found: list[list[Tensor]] = []
+    for conv in (exact, plain, ours):
+        x = values.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=conv is not exact):
+            output = convolve3x3(x, conv.weight, conv.bias, dilation=2) if conv is ours else conv(x)
+        output.backward(
+            torch.arange(output.numel()).view_as(output).sin().to(torch.bfloat16).to(output.dtype)
+        )
+        gradients = [it.grad for it in (x, *conv.parameters()) if it.grad is not None]
+        found.append([it.detach().double() for it in (output, *gradients)])
+    assert spy.called == (channels >= 512 and not has_bias)
+    assert len(found[0]) == 3 + has_bias
+    for expected, of_plain, of_ours in zip(*found, strict=True):
+        assert 0 < (of_ours - expected).norm() <= 1.1 * (of_plain - expected).norm()
 
 
 def test_without_numba_the_convolutions_of_3x3_stay(
