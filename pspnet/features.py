@@ -4,7 +4,7 @@ Axes: n images, c channels, fh fw feature cells.
 """
 
 # ruff: noqa: F722
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from pspnet.errors import InputError
 from pspnet.json_values import shown
+
+MAX_DILATION = 64
+"""Of a stage: such a convolution already reaches over pictures of 500 pixels at output stride 8."""
 
 
 class Features(NamedTuple):
@@ -34,3 +37,18 @@ def require_known(field: str, value: object, known: Mapping[Any, object]) -> Non
         raise InputError(
             f"model.{field} must be one of {', '.join(map(str, known))}, but got {shown(value)}."
         )
+
+
+def dilation_of_stages(dilations: Sequence[int], usual: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return the dilation of each stage of the backbone `name`: those given, or the `usual` ones where none are.
+
+    Raises InputError for another number of them, or where one is not 1 to MAX_DILATION.
+    """
+    if not dilations:
+        return tuple(usual)
+    if len(dilations) != len(usual) or any(not 1 <= dilation <= MAX_DILATION for dilation in dilations):
+        raise InputError(
+            f"model.dilations must be {len(usual)} numbers of 1 to {MAX_DILATION}, one for each stage of {name}, or "
+            f"none, but got {shown(tuple(dilations))}. At this output stride none means {' '.join(map(str, usual))}."
+        )
+    return tuple(dilations)

@@ -4,23 +4,21 @@ Axes: n images, c channels, h w pixels, fh fw feature cells.
 """
 
 # ruff: noqa: F722
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pspnet.features import Features, initialise, require_known
+from pspnet.features import Features, dilation_of_stages, initialise, require_known
 
-_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
-"""Expansion, channels, blocks and stride of each stage (table 2 of the paper)."""
+STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+"""Expansion, channels and blocks of each stage (table 2 of the paper)."""
+
+STRIDES = {8: (1, 2, 2, 1, 1, 1, 1), 16: (1, 2, 2, 2, 1, 1, 1), 32: (1, 2, 2, 2, 1, 2, 1)}
+"""Of the first block of each stage, by output stride."""
+
+DILATIONS = {8: (1, 1, 1, 2, 2, 4, 4), 16: (1, 1, 1, 1, 1, 2, 2), 32: (1, 1, 1, 1, 1, 1, 1)}
+"""Of each stage, by output stride, where no others are given."""
 
 _LAST_OF_STAGE3 = 13
 
@@ -28,26 +26,30 @@ _LAST_OF_STAGE3 = 13
 class MobileNetV2(nn.Module):
     """MobileNetV2 without its last 1x1 convolution and classifier, width 1.
 
-    A stage that would stride beyond `output_stride` doubles the dilation instead, in all of its blocks, where
-    mmsegmentation's MobileNetV2 has it in the first of each stage alone: the weights of its PSPNet would be of another
-    network here. At output stride 32 it is torchvision's network. `stage3` is the output of features.13 (96 channels),
-    `stage4` of features.17 (320 channels), from which mmsegmentation's PSPNet takes its auxiliary head and its pyramid.
+    A stage that would stride beyond `output_stride` doubles the dilation instead, in all of its blocks, or, as
+    mmsegmentation's MobileNetV2, in the first of each stage alone (`dilate_first_only`). `dilations` of the seven
+    stages take the place of those that follow from the output stride. At output stride 32 it is torchvision's network.
+    `stage3` is the output of features.13 (96 channels), `stage4` of features.17 (320 channels), from which
+    mmsegmentation's PSPNet takes its auxiliary head and its pyramid.
     """
 
     stage3_channels, stage4_channels = 96, 320
 
-    def __init__(self, *, output_stride: int = 8) -> None:
+    def __init__(
+        self, *, output_stride: int = 8, dilations: Sequence[int] = (), dilate_first_only: bool = False
+    ) -> None:
         super().__init__()
-        require_known("output_stride", output_stride, {8: "", 16: "", 32: ""})
+        require_known("output_stride", output_stride, STRIDES)
+        dilations = dilation_of_stages(dilations, DILATIONS[output_stride], "mobilenet_v2")
         self.name = "mobilenet_v2"
         features: list[nn.Module] = [_conv_norm_relu(3, 32, 3, stride=2)]
-        in_channels, reached, dilation = 32, 2, 1
-        for expansion, channels, num_blocks, undilated_stride in _STAGES:
-            is_spent = reached * undilated_stride > output_stride
-            first_stride = 1 if is_spent else undilated_stride
-            dilation, reached = dilation * undilated_stride // first_stride, reached * first_stride
+        in_channels = 32
+        for (expansion, channels, num_blocks), first_stride, first_dilation in zip(
+            STAGES, STRIDES[output_stride], dilations, strict=True
+        ):
             for index in range(num_blocks):
                 stride = first_stride if index == 0 else 1
+                dilation = 1 if dilate_first_only and index > 0 else first_dilation
                 features.append(InvertedResidual(in_channels, channels, expansion, stride, dilation))
                 in_channels = channels
         self.features = nn.Sequential(*features)

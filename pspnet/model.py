@@ -55,6 +55,10 @@ class PSPNet(nn.Module):
         deep_stem: bool = False,
         deep_stem_channels: int = 128,
         contract_dilation: bool = False,
+        dilations: Sequence[int] = (),
+        dilate_first_only: bool = False,
+        branch_channels: int = 0,
+        aux_channels: int = 0,
         norm: Literal["batch", "group"] = "batch",
         align_corners: bool = True,
     ) -> None:
@@ -65,6 +69,12 @@ class PSPNet(nn.Module):
             raise InputError(
                 f"model.head_channels must be at least 1, but got {head_channels}. The paper's is 512."
             )
+        for name, channels, share in (
+            ("branch_channels", branch_channels, "an equal share of the features' for each bin"),
+            ("aux_channels", aux_channels, "a quarter of the features'"),
+        ):
+            if channels < 0:
+                raise InputError(f"model.{name} must be at least 0, but got {channels}. 0 takes {share}.")
         if norm not in ("batch", "group"):
             raise InputError(f"A model's norm must be batch or group, but got {norm!r}.")
         self.architecture: dict[str, Any] = {
@@ -78,6 +88,10 @@ class PSPNet(nn.Module):
             "deep_stem": deep_stem,
             "deep_stem_channels": deep_stem_channels,
             "contract_dilation": contract_dilation,
+            "dilations": list(dilations),
+            "dilate_first_only": dilate_first_only,
+            "branch_channels": branch_channels,
+            "aux_channels": aux_channels,
             "norm": norm,
             "align_corners": align_corners,
         }
@@ -92,6 +106,8 @@ class PSPNet(nn.Module):
             deep_stem=deep_stem,
             deep_stem_channels=deep_stem_channels,
             contract_dilation=contract_dilation,
+            dilations=dilations,
+            dilate_first_only=dilate_first_only,
         )
         if align_corners and not getattr(self.backbone, "has_cell_on_last_pixel", True):
             raise InputError(
@@ -102,12 +118,15 @@ class PSPNet(nn.Module):
             self.backbone.stage4_channels,
             num_classes,
             bin_sizes=bin_sizes,
+            branch_channels=branch_channels,
             head_channels=head_channels,
             dropout=dropout,
             align_corners=align_corners,
         )
         self.aux_head = (
-            AuxHead(self.backbone.stage3_channels, num_classes, dropout=dropout) if has_aux_head else None
+            AuxHead(self.backbone.stage3_channels, num_classes, hidden_channels=aux_channels, dropout=dropout)
+            if has_aux_head
+            else None
         )
         if norm == "group":
             use_group_norm(self)
@@ -118,7 +137,7 @@ class PSPNet(nn.Module):
 
         Raises InputError for a field that is unknown or of another type: JSON that somebody else wrote may hold any.
         """
-        hints = typing.get_type_hints(cls.__init__) | {"bin_sizes": list[int]}
+        hints = typing.get_type_hints(cls.__init__) | {"bin_sizes": list[int], "dilations": list[int]}
         del hints["return"]
         if "num_classes" not in architecture:
             raise InputError("A model's architecture must have the field num_classes, but has not.")
@@ -159,8 +178,9 @@ class PSPNet(nn.Module):
 class PyramidHead(nn.Module):
     """Pyramid pooling, 3x3 convolution and classifier (section 3.2).
 
-    The features are averaged over each grid of `bin_sizes` and reduced by a 1x1 convolution to an equal share
-    of their channels; the 3x3 convolution sees the features and the upsampled grids side by side.
+    The features are averaged over each grid of `bin_sizes` and reduced by a 1x1 convolution to `branch_channels`,
+    where these are 0 to an equal share of their channels; the 3x3 convolution sees the features and the upsampled
+    grids side by side.
     """
 
     def __init__(
@@ -169,6 +189,7 @@ class PyramidHead(nn.Module):
         num_classes: int,
         *,
         bin_sizes: Sequence[int],
+        branch_channels: int = 0,
         head_channels: int,
         dropout: float,
         align_corners: bool = True,
@@ -181,7 +202,7 @@ class PyramidHead(nn.Module):
             )
         self.bin_sizes = tuple(bin_sizes)
         self.align_corners = align_corners
-        branch_channels = channels // max(1, len(bin_sizes))
+        branch_channels = branch_channels or channels // max(1, len(bin_sizes))
         self.branches = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, branch_channels, 1, bias=False),
@@ -208,14 +229,15 @@ class PyramidHead(nn.Module):
 
 
 class AuxHead(nn.Module):
-    """The auxiliary classifier on stage 3 (section 3.3)."""
+    """The auxiliary classifier on stage 3 (section 3.3); 0 hidden channels are a quarter of the features'."""
 
-    def __init__(self, channels: int, num_classes: int, *, dropout: float) -> None:
+    def __init__(self, channels: int, num_classes: int, *, hidden_channels: int = 0, dropout: float) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels // 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels // 4)
+        hidden_channels = hidden_channels or channels // 4
+        self.conv = nn.Conv2d(channels, hidden_channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden_channels)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
+        self.classifier = nn.Conv2d(hidden_channels, num_classes, 1)
 
     def forward(self, features: Float[Tensor, "n c fh fw"]) -> Float[Tensor, "n classes fh fw"]:
         """Return logits for each cell of the features."""

@@ -4,63 +4,25 @@ Their tensors are given this network's names; what the network is like follows f
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pspnet import mobilenet, resnet
 from pspnet.errors import InputError
 from pspnet.initialisation import WithoutDraws
 from pspnet.labels import CITYSCAPES
 from pspnet.model import PSPNet
-from pspnet.resnet import ARCHITECTURES, Bottleneck
+from pspnet.published_names import Origin, renamed
 from pspnet.sizes import notation
 from pspnet.weights import key_differences, load_checked, read_file, read_tensors, tensors_of
 
-Origin = Literal["semseg", "mmsegmentation"]
-
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of grey levels 0 to 255, red first: what both take from the images and divide them by."""
-
-_NAMES: dict[Origin, tuple[tuple[str, str], ...]] = {
-    "semseg": (
-        (r"layer0\.0\.", "backbone.conv1."),
-        (r"layer0\.1\.", "backbone.bn1."),
-        (r"layer0\.3\.", "backbone.conv2."),
-        (r"layer0\.4\.", "backbone.bn2."),
-        (r"layer0\.6\.", "backbone.conv3."),
-        (r"layer0\.7\.", "backbone.bn3."),
-        (r"(layer[1-4])\.", r"backbone.\1."),
-        (r"ppm\.features\.(\d+)\.1\.", r"head.branches.\1.0."),
-        (r"ppm\.features\.(\d+)\.2\.", r"head.branches.\1.1."),
-        (r"cls\.0\.", "head.conv."),
-        (r"cls\.1\.", "head.norm."),
-        (r"cls\.4\.", "head.classifier."),
-        (r"aux\.0\.", "aux_head.conv."),
-        (r"aux\.1\.", "aux_head.norm."),
-        (r"aux\.4\.", "aux_head.classifier."),
-    ),
-    "mmsegmentation": (
-        (r"backbone\.stem\.0\.", "backbone.conv1."),
-        (r"backbone\.stem\.1\.", "backbone.bn1."),
-        (r"backbone\.stem\.3\.", "backbone.conv2."),
-        (r"backbone\.stem\.4\.", "backbone.bn2."),
-        (r"backbone\.stem\.6\.", "backbone.conv3."),
-        (r"backbone\.stem\.7\.", "backbone.bn3."),
-        (r"backbone\.((?:conv1|bn1|layer[1-4])\.)", r"backbone.\1"),
-        (r"decode_head\.psp_modules\.(\d+)\.1\.conv\.", r"head.branches.\1.0."),
-        (r"decode_head\.psp_modules\.(\d+)\.1\.bn\.", r"head.branches.\1.1."),
-        (r"decode_head\.bottleneck\.conv\.", "head.conv."),
-        (r"decode_head\.bottleneck\.bn\.", "head.norm."),
-        (r"decode_head\.conv_seg\.", "head.classifier."),
-        (r"auxiliary_head\.convs\.0\.conv\.", "aux_head.conv."),
-        (r"auxiliary_head\.convs\.0\.bn\.", "aux_head.norm."),
-        (r"auxiliary_head\.conv_seg\.", "aux_head.classifier."),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -84,29 +46,28 @@ def read_published(
     align_corners: bool | None = None,
     field: str = "model.weights",
 ) -> PublishedNetwork:
-    """Return the network in a checkpoint of semseg or mmsegmentation with ResNet-50, -101 or -152 at output stride 8.
+    """Return the network in a checkpoint of semseg (ResNet-50, -101, -152) or mmsegmentation (all backbones here).
 
     The file is a .pth, read without pickle's code, or safetensors; its state dict may lie under `state_dict` and its
     names begin with `module.`. The tensors do not tell `bin_sizes`, nor whether mmsegmentation trained with
     `align_corners`: that is taken from the configuration stored with them, and the one given only where it is silent.
-    InputError names every key that does not fit, and other strides or dilations than output stride 8 has. Refused are
-    mmsegmentation's d32 and its ResNet-18 and MobileNetV2, which are other networks than those here: it dilates the
-    first convolution of a basic block alone, and the first block of a stage of MobileNetV2 alone.
+    Strides and dilations are those of this configuration; where it has neither, of output stride 8. InputError names
+    every key that does not fit, and strides that are of no output stride here.
     """
     path = Path(path)
     content = read_file(path, field)
     given = tensors_of(content, path, field)
     origin = _origin(given, path, field)
-    weights = {_renamed(key, origin): value for key, value in given.items()}
-    settings = "" if origin == "semseg" else str(content.get("meta"))
-    _check_strides(settings, path, field)
-    corners = True if origin == "semseg" else _stored_align_corners(settings)
+    weights = {renamed(key, origin): value for key, value in given.items()}
+    # mmengine writes a tuple over several lines, whose ends str() makes a \\ and an n of.
+    settings = "" if origin == "semseg" else str(content.get("meta")).replace("\\n", "\n")
+    corners = True if origin == "semseg" else _stored_flag(settings, "align_corners")
     if corners is None and align_corners is None:
         raise InputError(
             f"{field} must be given with align_corners, because {path} does not say how mmsegmentation trained it: "
             "its recipes have True for crops of 769 and False for all others. Give --align-corners yes or no."
         )
-    architecture = _architecture(weights, origin, path, field) | {
+    architecture = _architecture(weights, origin, settings, path, field) | {
         "bin_sizes": list(bin_sizes) if _num_branches(weights) else [],
         "align_corners": align_corners if corners is None else corners,
     }
@@ -180,80 +141,127 @@ def _origin(given: Mapping[str, Tensor], path: Path, field: str) -> Origin:
     )
 
 
-def _renamed(key: str, origin: Origin) -> str:
-    for pattern, name in _NAMES[origin]:
-        if re.match(pattern, key):
-            return re.sub(f"^{pattern}", name, key)
-    return key
-
-
-def _architecture(weights: Mapping[str, Tensor], origin: Origin, path: Path, field: str) -> dict[str, Any]:
-    blocks = tuple(
-        len({key.split(".")[2] for key in weights if key.startswith(f"backbone.layer{stage}.")})
-        for stage in range(1, 5)
-    )
-    is_bottleneck = "backbone.layer1.0.conv3.weight" in weights
-    names = {counts: name for name, (block, counts) in ARCHITECTURES.items() if block is Bottleneck}
-    if not is_bottleneck or blocks not in names:
-        raise InputError(
-            f"{field} must be of a network with {', '.join(names.values())}, but the stages in {path} have "
-            f"{' '.join(map(str, blocks))} {'bottlenecks' if is_bottleneck else 'basic or other blocks'}. Give a "
-            "checkpoint of one of those: ResNet-18 and MobileNetV2 are dilated otherwise there."
-        )
+def _architecture(
+    weights: Mapping[str, Tensor], origin: Origin, settings: str, path: Path, field: str
+) -> dict[str, Any]:
+    backbone = _backbone(weights, origin, path, field)
+    is_resnet = backbone in resnet.ARCHITECTURES
+    output_stride, dilations = _output_stride_and_dilations(backbone, settings, path, field)
     stem = weights.get("backbone.conv3.weight")
+    num_branches, has_aux_head = _num_branches(weights), "aux_head.conv.weight" in weights
     return {
         "num_classes": _size(weights, "head.classifier.weight", path, field),
-        "backbone": names[blocks],
-        "output_stride": 8,
+        "backbone": backbone,
+        "output_stride": output_stride,
         "head_channels": _size(weights, "head.conv.weight", path, field),
+        "branch_channels": _own_share(weights, "head.branches.0.0.weight", num_branches, path, field)
+        if num_branches
+        else 0,
+        "aux_channels": _own_share(weights, "aux_head.conv.weight", 4, path, field) if has_aux_head else 0,
         "dropout": 0.1,
         "has_aux_head": any(key.startswith("aux_head.") for key in weights),
         "deep_stem": stem is not None,
         "deep_stem_channels": 128 if stem is None else len(stem),
-        "contract_dilation": origin == "mmsegmentation",
+        "contract_dilation": origin == "mmsegmentation"
+        and is_resnet
+        and _stored_flag(settings, "contract_dilation") is not False,
+        "dilations": dilations,
+        "dilate_first_only": backbone in (*resnet.BASIC, "mobilenet_v2"),
         "norm": "batch",
     }
 
 
-def _size(weights: Mapping[str, Tensor], key: str, path: Path, field: str) -> int:
+def _backbone(weights: Mapping[str, Tensor], origin: Origin, path: Path, field: str) -> str:
+    if "backbone.features.0.0.weight" in weights:
+        return "mobilenet_v2"
+    counts = tuple(
+        len({key.split(".")[2] for key in weights if key.startswith(f"backbone.layer{stage}.")})
+        for stage in range(1, 5)
+    )
+    is_bottleneck = "backbone.layer1.0.conv3.weight" in weights
+    names: dict[tuple[bool, tuple[int, ...]], str] = {
+        (name not in resnet.BASIC, num_blocks): name
+        for name, (_, num_blocks) in resnet.ARCHITECTURES.items()
+        if origin == "mmsegmentation" or name not in resnet.BASIC
+    }
+    if (is_bottleneck, counts) not in names:
+        known = [*names.values(), *(["mobilenet_v2"] if origin == "mmsegmentation" else [])]
+        raise InputError(
+            f"{field} must be of {origin} with {', '.join(known)}, but the stages in {path} have "
+            f"{' '.join(map(str, counts))} {'bottlenecks' if is_bottleneck else 'basic or other blocks'}. Give a "
+            "checkpoint of one of those."
+        )
+    return names[is_bottleneck, counts]
+
+
+def _size(weights: Mapping[str, Tensor], key: str, path: Path, field: str, *, axis: int = 0) -> int:
     if key not in weights or weights[key].ndim != 4:
         raise InputError(
             f"{field} must hold {key} (by its name here), but {path} does not. Give a whole checkpoint."
         )
-    return len(weights[key])
+    return weights[key].shape[axis]
+
+
+def _own_share(weights: Mapping[str, Tensor], key: str, num_parts: int, path: Path, field: str) -> int:
+    """Return how many channels the convolution gives; 0 where they are as many parts of those that it takes."""
+    given, taken = (_size(weights, key, path, field, axis=axis) for axis in (0, 1))
+    return 0 if given == taken // num_parts else given
 
 
 def _num_branches(weights: Mapping[str, Tensor]) -> int:
     return len({key.split(".")[2] for key in weights if key.startswith("head.branches.")})
 
 
-def _check_strides(settings: str, path: Path, field: str) -> None:
-    """Refuse a backbone whose strides, as its configuration says, are of another network: its tensors do not tell."""
-    for name, wanted in (("strides", "1, 2, 1, 1"), ("dilations", "1, 1, 2, 4")):
-        for said in _stored_tuples(settings, name):
-            if said != wanted:
-                raise InputError(
-                    f"{field} must be of a network at output stride 8, whose backbone has {name} ({wanted}), but "
-                    f"{path} was trained with ({said}). Give one of mmsegmentation's d8 checkpoints."
-                )
+def _output_stride_and_dilations(
+    backbone: str, settings: str, path: Path, field: str
+) -> tuple[int, list[int]]:
+    """Return what the configuration says of the backbone's strides, which its tensors do not tell.
+
+    Where it says neither strides nor dilations, they are those of output stride 8; where it says one of them, the other
+    is what mmsegmentation's backbones have by default, all strides and no dilation.
+    """
+    module = mobilenet if backbone == "mobilenet_v2" else resnet
+    said = {name: _stored_tuples(settings, name) for name in ("strides", "dilations")}
+    if not any(said.values()):
+        return 8, []
+    values = {name: found or {_listed(getattr(module, name.upper())[32])} for name, found in said.items()}
+    output_strides = {_listed(strides): output_stride for output_stride, strides in module.STRIDES.items()}
+    strides, dilations = values["strides"], values["dilations"]
+    if len(strides) > 1 or len(dilations) > 1 or not strides <= output_strides.keys():
+        raise InputError(
+            f"{field} must be of a {backbone} with one of the strides {_in_brackets(output_strides)}, and with one "
+            f"dilation a stage, but {path} was trained with strides {_in_brackets(strides)} and dilations "
+            f"{_in_brackets(dilations)}. Give a checkpoint of one of mmsegmentation's d8 or d32 configurations."
+        )
+    output_stride = output_strides[strides.pop()]
+    given = [int(dilation) for dilation in dilations.pop().split(", ")]
+    return output_stride, [] if given == list(module.DILATIONS[output_stride]) else given
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _in_brackets(tuples: Iterable[str]) -> str:
+    return " ".join(f"({each})" for each in sorted(tuples))
 
 
 def _stored_tuples(settings: str, name: str) -> set[str]:
     """Return the values of this name in the configuration of mmsegmentation, each as "a, b"."""
     found = re.findall(rf"\b{name}['\"]?\s*[=:]\s*[(\[]([\d,\s]+)[)\]]", settings)
-    return {", ".join(re.findall(r"\d+", each)) for each in found}
+    return {", ".join(re.findall(r"\d{1,6}", each)) for each in found}
 
 
 def _stored_crop_size(settings: str) -> int | str | None:
     """Return the one crop size that the configuration of mmsegmentation names; None: none or several."""
-    said = _stored_tuples(settings, "crop_size")
+    said = {each for each in _stored_tuples(settings, "crop_size") if each.count(",") == 1}
     if len(said) != 1:
         return None
     height, width = map(int, said.pop().split(", "))
     return notation((height, width))
 
 
-def _stored_align_corners(settings: str) -> bool | None:
+def _stored_flag(settings: str, name: str) -> bool | None:
     """Return what the configuration of mmsegmentation beside the tensors says; None: nothing or both."""
-    said = set(re.findall(r"align_corners['\"]?\s*[=:]\s*(True|False)", settings))
+    said = set(re.findall(rf"\b{name}['\"]?\s*[=:]\s*(True|False)", settings))
     return said == {"True"} if len(said) == 1 else None

@@ -4,14 +4,15 @@ Axes: n images, c channels, h w pixels, fh fw feature cells.
 """
 
 # ruff: noqa: F722
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pspnet.errors import InputError
-from pspnet.features import Features, initialise, require_known
+from pspnet.features import Features, dilation_of_stages, initialise, require_known
 from pspnet.kernels import activated
 
 
@@ -21,7 +22,9 @@ class ResNet(nn.Module):
     At output stride 32 and with the plain stem it is torchvision's network. The deep stem has three 3x3
     convolutions in place of one 7x7: 64, 64 and 128 channels in the code of PSPNet's authors, half of that in
     mmsegmentation's ResNetV1c (`deep_stem_channels` = 64). With `contract_dilation`, as there, the first block of
-    a dilated stage has half its dilation: that of the stage before.
+    a dilated stage has half its dilation: that of the stage before. `dilations` of the four stages take the place of
+    those that follow from the output stride (mmsegmentation's d32 has 1 1 2 4 beside all strides). With
+    `dilate_first_only`, for mmsegmentation's ResNet-18, a basic block dilates the first of its convolutions alone.
     """
 
     def __init__(
@@ -32,15 +35,26 @@ class ResNet(nn.Module):
         deep_stem: bool = False,
         deep_stem_channels: int = 128,
         contract_dilation: bool = False,
+        dilations: Sequence[int] = (),
+        dilate_first_only: bool = False,
     ) -> None:
         super().__init__()
         require_known("backbone", name, ARCHITECTURES)
-        require_known("output_stride", output_stride, _STRIDES_AND_DILATIONS)
+        require_known("output_stride", output_stride, STRIDES)
+        dilations = dilation_of_stages(dilations, DILATIONS[output_stride], name)
         if deep_stem and deep_stem_channels < 2:
             raise InputError(
                 f"model.deep_stem_channels must be at least 2, but got {deep_stem_channels}. semseg's are 128."
             )
         block, num_blocks = ARCHITECTURES[name]
+        new_block: Callable[..., nn.Module] = block
+        if dilate_first_only:
+            if block is not BasicBlock:
+                raise InputError(
+                    f"model.dilate_first_only is of networks of basic blocks ({', '.join(BASIC)}) and of mobilenet_v2, "
+                    f"but got {name}, whose blocks have one 3x3 convolution. Leave it out."
+                )
+            new_block = functools.partial(BasicBlock, dilate_first_only=True)
         if deep_stem:
             half = deep_stem_channels // 2
             self.conv1, self.bn1 = _conv3x3(3, half, stride=2), nn.BatchNorm2d(half)
@@ -54,12 +68,12 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         in_channels = deep_stem_channels if deep_stem else 64
         stages = []
-        for stage, (stride, dilation) in enumerate(_STRIDES_AND_DILATIONS[output_stride]):
+        for stage, (stride, dilation) in enumerate(zip(STRIDES[output_stride], dilations, strict=True)):
             blocks: list[nn.Module] = []
             first_dilation = max(1, dilation // 2) if contract_dilation else dilation
             for index in range(num_blocks[stage]):
                 strided_and_dilated = (stride, first_dilation) if index == 0 else (1, dilation)
-                blocks.append(block(in_channels, 64 * 2**stage, *strided_and_dilated))
+                blocks.append(new_block(in_channels, 64 * 2**stage, *strided_and_dilated))
                 in_channels = 64 * 2**stage * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -90,11 +104,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, dilation: int, *, dilate_first_only: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, channels, stride=stride, dilation=dilation)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv3x3(channels, channels, dilation=dilation)
+        self.conv2 = _conv3x3(channels, channels, dilation=1 if dilate_first_only else dilation)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = _shortcut(in_channels, channels, stride)
 
@@ -133,11 +149,14 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, i
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 
-_STRIDES_AND_DILATIONS = {
-    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
-    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
-    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
-}
+BASIC = tuple(name for name, (block, _) in ARCHITECTURES.items() if block is BasicBlock)
+"""The networks of basic blocks."""
+
+STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
+"""Of the four stages, by output stride."""
+
+DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
+"""Of the four stages, by output stride, where no others are given."""
 
 
 def _conv3x3(in_channels: int, channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

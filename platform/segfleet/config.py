@@ -57,7 +57,8 @@ class DataConfig:
 
     crop_size: int | str = 713
     """Side of the square training crop in pixels, or HEIGHTxWIDTH: each 8k + 1, so that align_corners maps exactly;
-    without model.align_corners 8k does, too. At model.output_stride 16 take 16k + 1: others are padded up to it."""
+    without model.align_corners 8k does, too. At model.output_stride 16 or 32 take 16k + 1 or 32k + 1: others are
+    padded up to it."""
 
     min_scale: float = 0.5
     """Smallest random scale of the image before the crop is taken."""
@@ -147,6 +148,15 @@ class ModelConfig:
     contract_dilation: bool = False
     """The first block of a ResNet's dilated stage has half its dilation, as in mmsegmentation and torchvision."""
 
+    dilations: tuple[int, ...] = ()
+    """Dilation of each stage of the backbone, four of a ResNet and seven of mobilenet_v2; empty for those that make up
+    for the strides which the output stride leaves out. mmsegmentation's d32 networks have 1 1 2 4 at output stride
+    32."""
+
+    dilate_first_only: bool = False
+    """A block of ResNet-18 or -34 dilates the first of its two convolutions alone, and a stage of mobilenet_v2 the
+    first of its blocks, as in mmsegmentation."""
+
     norm: Literal["auto", "batch", "sync", "group"] = "auto"
     """BatchNorm of each worker's own images (batch), of all workers' on GPUs (sync), or GroupNorm of 32 groups, which
     knows no other image (group); auto is sync on GPUs and batch on CPUs, for which there is no sync."""
@@ -155,11 +165,15 @@ class ModelConfig:
     """Grids and logits are interpolated with their corners on the corners, as PSPNet's authors do; mmsegmentation only
     does so for crops of 769."""
 
-    output_stride: Literal[8, 16] = 8
-    """Input pixels per feature cell."""
+    output_stride: Literal[8, 16, 32] = 8
+    """Input pixels per feature cell; 32 leaves out none of the backbone's strides."""
 
     bin_sizes: tuple[int, ...] = (1, 2, 3, 6)
     """Grids of the pyramid pooling; empty leaves it out."""
+
+    branch_channels: int = 0
+    """Channels of each grid of the pyramid; 0 is the paper's, an equal share of the features'. mmsegmentation has as
+    many as head_channels."""
 
     head_channels: int = 512
     """Channels of the 3x3 convolution of the head."""
@@ -169,6 +183,9 @@ class ModelConfig:
 
     has_aux_head: bool = True
     """Whether an auxiliary classifier is trained on stage 3."""
+
+    aux_channels: int = 0
+    """Channels of the auxiliary classifier's 3x3 convolution; 0 is the paper's, a quarter of the features'."""
 
     freeze_stages: int = 0
     """The first so many of the backbone's stem and stages 1 to 4 keep their initial weights and statistics."""
@@ -184,6 +201,22 @@ class ModelConfig:
         require(
             self.backbone.startswith("resnet") or not (self.deep_stem or self.contract_dilation),
             f"model.deep_stem and model.contract_dilation are of ResNets, but got {self.backbone}. Leave them out.",
+        )
+        require(
+            not (self.backbone.startswith("timm:") and self.dilations),
+            f"model.dilations are of {', '.join(BACKBONES)}, but got {self.backbone}, which timm dilates. Leave them "
+            "out.",
+        )
+        num_stages = 7 if self.backbone == "mobilenet_v2" else 4
+        require(
+            len(self.dilations) in (0, num_stages) and all(1 <= each <= 64 for each in self.dilations),
+            f"model.dilations must be {num_stages} numbers of 1 to 64, one for each stage of {self.backbone}, or none, "
+            f"but got {shown(self.dilations)}. None takes those of the output stride.",
+        )
+        require(
+            not self.dilate_first_only or self.backbone in ("resnet18", "resnet34", "mobilenet_v2"),
+            f"model.dilate_first_only is of resnet18, resnet34 and mobilenet_v2, but got {self.backbone}. Leave it "
+            "out.",
         )
         require(
             self.deep_stem or self.deep_stem_channels == 128,
@@ -213,6 +246,19 @@ class ModelConfig:
             1 <= self.head_channels <= 10**9,
             f"model.head_channels must be 1 to 10**9, but got {self.head_channels}. The paper's is 512.",
         )
+        for name, where, has_it in (
+            ("branch_channels", "the pyramid", bool(self.bin_sizes)),
+            ("aux_channels", "the auxiliary head", self.has_aux_head),
+        ):
+            channels = getattr(self, name)
+            require(
+                0 <= channels <= 10**9,
+                f"model.{name} must be 0 to 10**9, but got {channels}. 0 takes the paper's share of the features'.",
+            )
+            require(
+                has_it or not channels,
+                f"model.{name} are of {where}, but got {channels} where there is none. Leave them out.",
+            )
         require(
             0 <= self.dropout < 1, f"model.dropout must be in [0, 1), but got {self.dropout}. Usual: 0.1."
         )

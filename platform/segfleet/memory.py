@@ -30,6 +30,10 @@ def network_of(config: ModelConfig, num_classes: int) -> PSPNet:
         deep_stem=config.deep_stem,
         deep_stem_channels=config.deep_stem_channels,
         contract_dilation=config.contract_dilation,
+        dilations=config.dilations,
+        dilate_first_only=config.dilate_first_only,
+        branch_channels=config.branch_channels,
+        aux_channels=config.aux_channels,
         norm="group" if config.norm == "group" else "batch",
         align_corners=config.align_corners,
     )

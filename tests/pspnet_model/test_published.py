@@ -196,6 +196,89 @@ def test_mmsegmentations_checkpoints_give_mmsegmentations_logits(
     assert (cells - expected).abs().max() / expected.abs().max() < TOLERANCE
 
 
+EVEN_SIZES = [(64, 128), (65, 65), (101, 83)]
+COARSE_SIZES = [(192, 256), (161, 129), (101, 83)]
+"""Whose cells at output stride 32 are more than one dilation."""
+
+CONFIGURED: list[tuple[str, list[tuple[int, int]], dict[str, Any]]] = [
+    (
+        "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024",
+        EVEN_SIZES,
+        {"backbone": "resnet18", "deep_stem": True, "contract_dilation": True, "dilate_first_only": True},
+    ),
+    (
+        "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-769x769",
+        SIZES,
+        {"backbone": "resnet18", "align_corners": True},
+    ),
+    (
+        "pspnet/pspnet_r18b-d8_4xb2-80k_cityscapes-512x1024",
+        EVEN_SIZES,
+        {"deep_stem": False, "head_channels": 128},
+    ),
+    (
+        "mobilenet_v2/mobilenet-v2-d8_pspnet_4xb2-80k_cityscapes-512x1024",
+        EVEN_SIZES,
+        {"backbone": "mobilenet_v2", "branch_channels": 512, "aux_channels": 256, "dilate_first_only": True},
+    ),
+    (
+        "pspnet/pspnet_r50-d32_4xb2-80k_cityscapes-512x1024",
+        COARSE_SIZES,
+        {"backbone": "resnet50", "output_stride": 32, "dilations": [1, 1, 2, 4], "branch_channels": 0},
+    ),
+    ("pspnet/pspnet_r50b-d32_4xb2-80k_cityscapes-512x1024", COARSE_SIZES, {"deep_stem": False}),
+]
+
+
+def mmseg_configured(name: str) -> tuple[Any, str]:
+    """Return the network of one of their configuration files, and its text as it lies beside their weights.
+
+    Its weights keep the scale of what they take: through the small ones that it has at first no dilation of
+    MobileNetV2 would show.
+    """
+    root = Path(os.environ["SEGFLEET_MMSEG"])
+    folders = [root / "mmseg" / ".mim" / "configs", root / "configs"]
+    path = next((folder / f"{name}.py" for folder in folders if (folder / f"{name}.py").is_file()), None)
+    if path is None:
+        pytest.skip(f"SEGFLEET_MMSEG has no {name}.py of mmsegmentation")
+    registries = importlib.import_module("mmengine.registry")
+    torch.manual_seed(0)
+    with warnings.catch_warnings(), registries.DefaultScope.overwrite_default_scope("mmseg"):
+        warnings.simplefilter("ignore")
+        config = importlib.import_module("mmengine.config").Config.fromfile(str(path))
+        text = config.pretty_text
+        config.model.pretrained = None
+        network: Any = registries.MODELS.build(config.model)
+        # In one process SyncBN is BatchNorm, by their own function.
+        network = importlib.import_module("mmengine.model").revert_sync_batchnorm(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return randomised(network), text
+
+
+@pytest.mark.parametrize(("name", "sizes", "settings"), CONFIGURED)
+def test_the_networks_of_mmsegmentations_configuration_files_give_their_logits(
+    mmseg: Any, tmp_path: Path, name: str, sizes: list[tuple[int, int]], settings: dict[str, Any]
+) -> None:
+    theirs, text = mmseg_configured(name)
+    torch.save({"meta": {"cfg": text}, "state_dict": theirs.state_dict()}, tmp_path / "pspnet.pth")
+    published = read_published(tmp_path / "pspnet.pth")
+    assert published.crop_size == (769 if "769" in name else "512x1024")
+    assert published.architecture | settings == published.architecture
+    ours = PSPNet.from_architecture(published.architecture).eval()
+    ours.load_state_dict(published.weights, strict=True)
+    equal_logits(ours, lambda images: mmseg_logits(theirs, images), sizes)
+    assert ours.aux_head is not None
+    for size in sizes:
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            cells = ours.aux_head(ours.backbone(images).stage3)
+            expected = theirs.auxiliary_head(theirs.backbone(images))
+        difference = (cells - expected).abs().max() / expected.abs().max()
+        assert difference < TOLERANCE, f"{difference:.1e} at {size}"
+
+
 # What follows needs no code of others: a network of ours under their names.
 
 
