@@ -153,6 +153,76 @@ def test_contracted_dilation_is_torchvisions() -> None:
     assert torch.equal(features.stage4, expected[1])
 
 
+def test_dilations_take_the_place_of_those_of_the_output_stride() -> None:
+    """mmsegmentation's d32: all strides, and dilations none the less; the first block has half of them."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50().eval()
+    ours = ResNet("resnet50", output_stride=32, dilations=(1, 1, 2, 4), contract_dilation=True).eval()
+    ours.load_state_dict(ours.named_as_here(theirs.state_dict()))
+    for stage, dilation in ((theirs.layer3, 2), (theirs.layer4, 4)):
+        for index, block in enumerate(stage):
+            block.conv2.dilation = block.conv2.padding = (dilation if index else dilation // 2,) * 2
+    images = torch.randn(1, 3, 161, 129)
+    with torch.no_grad():
+        expected, features = stage3_and_4(theirs, images), ours(images)
+    assert features.stage4.shape[2:] == (6, 5)
+    assert torch.equal(features.stage3, expected[0])
+    assert torch.equal(features.stage4, expected[1])
+
+
+def test_of_basic_blocks_the_first_convolutions_alone_are_dilated() -> None:
+    theirs = torchvision_stages("resnet18")
+    ours = ResNet("resnet18", dilate_first_only=True).eval()
+    ours.load_state_dict(ours.named_as_here(theirs.state_dict()))
+    for stage, dilation in ((theirs.layer3, 2), (theirs.layer4, 4)):
+        stage[0].conv1.stride = stage[0].downsample[0].stride = (1, 1)
+        for block in stage:
+            block.conv1.dilation = block.conv1.padding = (dilation, dilation)
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected, features = stage3_and_4(theirs, images), ours(images)
+    assert torch.equal(features.stage3, expected[0])
+    assert torch.equal(features.stage4, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dilation_of_block"),
+    [
+        ({}, {7: 2, 11: 2, 14: 4, 17: 4}),
+        ({"output_stride": 16}, {14: 2, 17: 2}),
+        ({"dilations": (1, 1, 1, 3, 1, 2, 1)}, {7: 3, 14: 2}),
+    ],
+)
+def test_of_mobilenets_stages_the_first_blocks_alone_are_dilated(
+    arguments: dict[str, Any], dilation_of_block: dict[int, int]
+) -> None:
+    blocks: Any = MobileNetV2(dilate_first_only=True, **arguments).features
+    found = {
+        number: conv.dilation[0]
+        for number in range(1, 18)
+        for conv in blocks[number].modules()
+        if isinstance(conv, nn.Conv2d) and conv.groups > 1 and conv.dilation != (1, 1)
+    }
+    assert found == dilation_of_block
+    assert [blocks[number].conv[1][0].stride[0] for number in (7, 14)] == (
+        [2, 1] if arguments.get("output_stride") == 16 else [1, 1]
+    )
+
+
+def test_dilations_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match=r"4 numbers of 1 to 64, .*got \(1, 2\)\. At .* means 1 1 2 4\."):
+        ResNet("resnet18", dilations=(1, 2))
+    with pytest.raises(InputError, match=r"7 numbers of 1 to 64, .*got \(1, 1, 1, 1, 1, 1, 0\)"):
+        MobileNetV2(dilations=(1, 1, 1, 1, 1, 1, 0))
+    with pytest.raises(InputError, match=r"4 numbers of 1 to 64, .*got \(1, 1, 65, 1\)"):
+        ResNet("resnet50", dilations=(1, 1, 65, 1))
+    with pytest.raises(InputError, match=r"basic blocks \(resnet18, resnet34\) .*but got resnet50"):
+        build_backbone("resnet50", dilate_first_only=True)
+    for setting in ({"dilations": (1, 1, 2, 4)}, {"dilate_first_only": True}):
+        with pytest.raises(InputError, match=r"but got timm:resnet18, which timm dilates\. Leave them out"):
+            build_backbone("timm:resnet18", **setting)
+
+
 def test_unknown_backbones_and_strides_are_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"one of resnet18, .*mobilenet_v2, timm:NAME, but got 'vgg"):
         build_backbone("vgg")

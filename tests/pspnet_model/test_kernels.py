@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -39,10 +40,23 @@ def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", 0)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
-def test_a_step_on_the_kernels_of_one_thread_is_the_plain_step(backbone: str, multiplies_fast: bool) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet18", {"dilate_first_only": True, "contract_dilation": True}),
+        ("resnet50", {}),
+        ("resnet50", {"output_stride": 32, "dilations": (1, 1, 2, 4)}),
+        ("mobilenet_v2", {}),
+        ("mobilenet_v2", {"dilate_first_only": True, "branch_channels": 64, "aux_channels": 64}),
+        ("mobilenet_v2", {"output_stride": 32, "dilations": (1, 1, 1, 2, 2, 4, 4)}),
+    ],
+)
+def test_a_step_on_the_kernels_of_one_thread_is_the_plain_step(
+    backbone: str, options: dict[str, Any], multiplies_fast: bool
+) -> None:
     torch.manual_seed(0)
-    plain = PSPNet(3, backbone=backbone, head_channels=64, dropout=0.0).double()
+    plain = PSPNet(3, backbone=backbone, head_channels=64, dropout=0.0, **options).double()
     ours = copy.deepcopy(plain)
     parallelise(ours, "cpu")
     kinds = {type(part) for part in ours.modules()}

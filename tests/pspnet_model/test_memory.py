@@ -1,6 +1,7 @@
 """Laws of the memory model: what is predicted without computing is what a real step keeps."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,17 +19,27 @@ from pspnet.sizes import Size, sides
 from pspnet.transforms import Window
 from tests.pspnet_model import engine_workers
 
+AS_MMSEGMENTATION: dict[str, dict[str, Any]] = {
+    "mobilenet_v2": {"dilate_first_only": True, "branch_channels": 512, "aux_channels": 256},
+    "resnet18": {"dilate_first_only": True, "contract_dilation": True},
+    "resnet50": {"output_stride": 32, "dilations": (1, 1, 2, 4), "contract_dilation": True},
+}
 CASES: list[tuple[str, Size, int, Precision]] = [
     ("resnet18", 65, 2, "fp32"),
     ("resnet18", "65x97", 3, "bf16"),
     ("resnet50", 65, 2, "bf16"),
     ("resnet50", 97, 2, "fp32"),
     ("mobilenet_v2", 97, 2, "fp32"),
+    ("mmsegmentation's resnet18", 65, 2, "fp32"),
+    ("mmsegmentation's mobilenet_v2", 97, 2, "fp32"),
+    ("mmsegmentation's resnet50", 161, 2, "bf16"),
 ]
 
 
 def builder(backbone: str) -> Callable[[], PSPNet]:
-    return lambda: PSPNet(19, backbone=backbone, head_channels=64)
+    name = backbone.split()[-1]
+    options = AS_MMSEGMENTATION[name] if name != backbone else {}
+    return lambda: PSPNet(19, backbone=name, head_channels=64, **options)
 
 
 def saved_bytes(model: PSPNet, crop_size: Size, num_images: int, precision: Precision) -> int:

@@ -168,6 +168,8 @@ def test_without_align_corners_cells_are_spread_evenly_and_loss_and_prediction_s
         {"bin_sizes": (1, 4), "output_stride": 16, "dropout": 0.3, "has_aux_head": False, "deep_stem": True},
         {"deep_stem": True, "deep_stem_channels": 64, "contract_dilation": True, "align_corners": False},
         {"backbone": "mobilenet_v2", "norm": "group"},
+        {"backbone": "mobilenet_v2", "dilate_first_only": True, "branch_channels": 24, "aux_channels": 7},
+        {"dilate_first_only": True, "dilations": (1, 1, 2, 4), "output_stride": 32},
     ],
 )
 def test_an_architecture_through_json_rebuilds_the_network(changes: dict[str, Any]) -> None:
@@ -178,6 +180,21 @@ def test_an_architecture_through_json_rebuilds_the_network(changes: dict[str, An
     images = torch.randn(1, 3, 33, 33)
     with torch.no_grad():
         assert torch.equal(again(images).logits, model(images).logits)
+
+
+def test_channels_of_branches_and_auxiliary_head_are_the_papers_shares_or_those_given() -> None:
+    shares, given = small(), small(branch_channels=9, aux_channels=7)
+    for model, channels in ((shares, 512 // 4), (given, 9)):
+        first = [next(branch.parameters()) for branch in model.head.branches]
+        assert [len(weight) for weight in first] == [channels] * 4
+    assert given.head.conv.weight.shape == (8, 512 + 4 * 9, 3, 3)
+    assert shares.aux_head is not None
+    assert given.aux_head is not None
+    assert (len(shares.aux_head.conv.weight), len(given.aux_head.conv.weight)) == (256 // 4, 7)
+    head = given.head.double().eval()
+    features = torch.randn(2, 512, 17, 13, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(head(features), head_by_definition(head, features))
 
 
 def test_an_architecture_of_before_there_were_other_stems_and_norms_still_builds_its_network() -> None:
@@ -224,5 +241,11 @@ def test_refused_settings_say_what_would_do() -> None:
         small(bin_sizes=(0, 1))
     with pytest.raises(InputError, match="head_channels must be at least 1, but got 0"):
         small(head_channels=0)
+    with pytest.raises(
+        InputError, match=r"branch_channels must be at least 0, but got -1\. 0 takes an equal"
+    ):
+        small(branch_channels=-1)
+    with pytest.raises(InputError, match=r"aux_channels must be at least 0, but got -3\. 0 takes a quarter"):
+        small(aux_channels=-3)
     with pytest.raises(InputError, match="at least 1 class, but got num_classes = 0"):
         small(num_classes=0)

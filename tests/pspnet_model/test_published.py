@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pspnet.errors import InputError
 from pspnet.model import PSPNet
 from pspnet.published import load_network_weights, read_published
+from pspnet.published_names import renamed
 
 TOLERANCE = 1e-5
 SIZES = [(65, 65), (121, 153), (97, 41)]
@@ -303,6 +304,131 @@ def as_semseg(network: PSPNet) -> dict[str, Tensor]:
         else:
             state[f"{'cls' if part == 'head' else 'aux'}.{parts[name]}.{rest}"] = value
     return state
+
+
+def as_mmsegmentation(network: PSPNet) -> dict[str, Tensor]:
+    stem = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+    if not network.architecture["deep_stem"]:
+        stem = {}
+    heads = {"head": "decode_head", "aux_head": "auxiliary_head"}
+    parts = {
+        ("head", "conv"): "bottleneck.conv",
+        ("head", "norm"): "bottleneck.bn",
+        ("aux_head", "conv"): "convs.0.conv",
+        ("aux_head", "norm"): "convs.0.bn",
+    }
+    state = {}
+    for key, value in network.state_dict().items():
+        part, name, rest = key.split(".", 2)
+        if part == "backbone":
+            state[f"backbone.stem.{stem[name]}.{rest}" if name in stem else key] = value
+        elif name == "branches":
+            branch, index, what = rest.split(".")
+            kind = ("conv", "bn")[int(index)]
+            state[f"decode_head.psp_modules.{branch}.1.{kind}.{what}"] = value
+        else:
+            state[f"{heads[part]}.{parts.get((part, name), 'conv_seg')}.{rest}"] = value
+    features = [key for key in state if key.startswith("backbone.features.")]
+    return {names: state.pop(key) for key, names in zip(features, mobilenet_names(), strict=False)} | state
+
+
+def mobilenet_names() -> list[str]:
+    """Of the backbone's tensors there, in their order: layer1 to layer7 are the stages of the paper's table 2."""
+    modules = ["conv1"]
+    for stage, num_blocks in enumerate((1, 2, 3, 4, 3, 3, 1), start=1):
+        for block in range(num_blocks):
+            modules += [f"layer{stage}.{block}.conv.{layer}" for layer in range(2 if stage == 1 else 3)]
+    tensors = ["conv.weight"]
+    tensors += [
+        f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ]
+    return [f"backbone.{module}.{tensor}" for module in modules for tensor in tensors]
+
+
+def test_the_parts_of_their_mobilenet_have_the_names_of_ours_in_the_same_order() -> None:
+    ours = [key for key in PSPNet(2, backbone="mobilenet_v2").state_dict() if key.startswith("backbone.")]
+    assert [renamed(name, "mmsegmentation") for name in mobilenet_names()] == ours
+    for foreign in ("backbone.layer2.2.conv.0.conv.weight", "backbone.layer1.0.conv.2.bn.weight"):
+        assert renamed(foreign, "mmsegmentation") not in ours
+
+
+SEVERAL_LINES = """backbone=dict(
+    dilations=(
+        1,
+        1,
+        2,
+        4,
+    ),
+    strides=(
+        1,
+        2,
+        2,
+        2,
+    ))"""
+"""As mmengine 0.10.7 writes tuples."""
+
+
+@pytest.mark.parametrize(
+    ("said", "output_stride", "dilations", "contract"),
+    [
+        ("type='EncoderDecoder'", 8, [], True),
+        ("dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)", 8, [], True),
+        ("dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1)", 16, [], True),
+        ("dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2)", 32, [], True),
+        ("'dilations': [1, 1, 2, 4], 'strides': [1, 2, 2, 2]", 32, [1, 1, 2, 4], True),
+        (SEVERAL_LINES, 32, [1, 1, 2, 4], True),
+        ("strides=(1, 2, 1, 1)", 8, [1, 1, 1, 1], True),
+        ("dilations=(1, 1, 2, 4)", 32, [1, 1, 2, 4], True),
+        ("contract_dilation=False, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)", 8, [], False),
+    ],
+)
+def test_strides_and_dilations_are_those_of_the_stored_configuration(
+    tmp_path: Path, said: str, output_stride: int, dilations: list[int], contract: bool
+) -> None:
+    """Which of the two is absent is none: their backbone's defaults."""
+    state = as_mmsegmentation(PSPNet(2, backbone="resnet18", head_channels=4))
+    torch.save({"state_dict": state, "meta": {"config": f"align_corners=True, {said}"}}, tmp_path / "r18.pth")
+    architecture = read_published(tmp_path / "r18.pth").architecture
+    expected = {"backbone": "resnet18", "dilate_first_only": True, "contract_dilation": contract}
+    expected |= {"output_stride": output_stride, "dilations": dilations}
+    assert architecture | expected == architecture
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("strides=(2, 2, 2, 2)", r"one of the strides \(1, 2, 1, 1\) .* with strides \(2, 2, 2, 2\) and"),
+        (
+            "strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), dilations=(1, 6)",
+            r"dilations \(1, 1, 2, 4\) \(1, 6\)",
+        ),
+        (
+            "strides=(1, 2, 1, 1), dilations=(1, 1, 2)",
+            r"dilations must be 4 numbers of 1 to 64, .*got \(1, 1, 2\)",
+        ),
+        (f"strides=(1, 2, 1, 1), dilations=(1, 1, 2, {'9' * 5000})", "dilations must be 4 numbers"),
+    ],
+)
+def test_strides_and_dilations_of_no_network_here_are_refused(
+    tmp_path: Path, said: str, message: str
+) -> None:
+    state = as_mmsegmentation(PSPNet(2, backbone="resnet18", head_channels=4))
+    torch.save({"state_dict": state, "meta": {"config": f"align_corners=True, {said}"}}, tmp_path / "r18.pth")
+    with pytest.raises(InputError, match=message):
+        read_published(tmp_path / "r18.pth")
+
+
+def test_blocks_of_no_network_are_refused_with_those_there_are(tmp_path: Path) -> None:
+    """semseg has no network of basic blocks."""
+    network = PSPNet(2, backbone="resnet18", head_channels=4)
+    fewer = {key: value for key, value in as_mmsegmentation(network).items() if "layer2.1." not in key}
+    for state, message in (
+        (fewer, "mmsegmentation with resnet18, .*mobilenet_v2, but .* 2 1 2 2 basic"),
+        (as_semseg(network), "semseg with resnet50, resnet101, resnet152, but .* 2 2 2 2 basic"),
+    ):
+        torch.save({"state_dict": state}, tmp_path / "other.pth")
+        with pytest.raises(InputError, match=message):
+            read_published(tmp_path / "other.pth", align_corners=True)
 
 
 def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from segfleet import config
 from segfleet.cli import parse_search, parse_training
 from segfleet.config import DataConfig, ModelConfig, OptimConfig, TrainingConfig
 from segfleet.config_json import digest, from_json, load_config, to_json
+from segfleet.memory import network_of
 from segfleet.override import differences, flat, override
 from segfleet.presets import PRESETS, search_preset, training_preset
 from segfleet.search_config import SearchConfig
@@ -129,6 +130,29 @@ def test_a_configuration_of_before_there_were_other_stems_and_norms_loads_to_wha
     assert from_json(TrainingConfig, json.dumps(stored)) == training_preset("tiny")
 
 
+def test_a_configuration_of_before_there_were_other_dilations_and_channels_loads_to_what_it_was() -> None:
+    stored = json.loads(to_json(training_preset("tiny")))
+    for name in ("dilations", "dilate_first_only", "branch_channels", "aux_channels"):
+        del stored["model"][name]
+    assert from_json(TrainingConfig, json.dumps(stored)) == training_preset("tiny")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dilations": [1, 1, 2, 4], "dilate_first_only": True, "output_stride": 32},
+        {"backbone": "mobilenet_v2", "dilate_first_only": True, "branch_channels": 24, "aux_channels": 7},
+        {"backbone": "mobilenet_v2", "dilations": [1, 1, 1, 2, 2, 4, 4], "output_stride": 32},
+    ],
+)
+def test_dilations_and_channels_are_the_networks_that_is_built(changes: dict[str, Any]) -> None:
+    model = override(
+        training_preset("tiny"), {f"model.{name}": value for name, value in changes.items()}
+    ).model
+    architecture = network_of(model, 3).architecture
+    assert architecture | changes == architecture
+
+
 def test_flags_are_overrides() -> None:
     parsed = parse_training(
         training_preset,
@@ -236,6 +260,37 @@ def test_print_config_prints_what_config_loads(capsys: pytest.CaptureFixture[str
         (
             {"model.deep_stem_channels": 64},
             r"are of the deep stem, but got 64 for model\.deep_stem False\. Leave them out",
+        ),
+        (
+            {"model.dilations": [1, 2]},
+            r"4 numbers of 1 to 64, one for each stage of resnet18, or none.*got \(1, 2\)",
+        ),
+        (
+            {"model.backbone": "mobilenet_v2", "model.dilations": [1, 1, 2, 4]},
+            r"7 numbers .*of mobilenet_v2, or none, but got \(1, 1, 2, 4\)\. None takes those of the output stride",
+        ),
+        ({"model.dilations": [1, 1, 0, 1]}, r"4 numbers of 1 to 64.*got \(1, 1, 0, 1\)"),
+        ({"model.dilations": [1, 1, 2, 65]}, r"4 numbers of 1 to 64.*got \(1, 1, 2, 65\)"),
+        (
+            {"model.backbone": "timm:resnet18", "model.dilations": [1, 1, 2, 4]},
+            r"dilations are of resnet18, .*but got timm:resnet18, which timm dilates\. Leave them out",
+        ),
+        (
+            {"model.backbone": "resnet50", "model.dilate_first_only": True},
+            r"of resnet18, resnet34 and mobilenet_v2, but got resnet50\. Leave it out",
+        ),
+        (
+            {"model.branch_channels": -1},
+            r"branch_channels must be 0 to 10\*\*9, but got -1\. 0 takes the paper's",
+        ),
+        ({"model.aux_channels": 10**18}, r"aux_channels must be 0 to 10\*\*9, but got 10{18}\. 0 takes"),
+        (
+            {"model.branch_channels": 64, "model.bin_sizes": []},
+            r"branch_channels are of the pyramid, but got 64 where there is none\. Leave them out",
+        ),
+        (
+            {"model.aux_channels": 64, "model.has_aux_head": False},
+            r"aux_channels are of the auxiliary head, but got 64 where there is none\. Leave them out",
         ),
         ({"model.has_aux_head": 1}, r"model\.has_aux_head must be of type bool"),
         ({"schedule.num_epochs": 2.5}, r"schedule\.num_epochs must be of type int"),

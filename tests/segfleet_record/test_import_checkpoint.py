@@ -1,7 +1,6 @@
 """A checkpoint of others as a package predicts what the network does, through the jobs as a person calls them."""
 
 import json
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -11,47 +10,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pspnet.errors import InputError, MissingPackageError
 from pspnet.inference import predict
 from pspnet.labels import CITYSCAPES, NYUV2_40, ClassInfo, ClassTable
 from pspnet.model import PSPNet
 from pspnet.published import IMAGENET_MEAN, IMAGENET_STD
+from segfleet.building import new_model
 from segfleet.import_checkpoint import import_checkpoint
+from segfleet.override import override, replaced
 from segfleet.package import load_package
-from tests.pspnet_model.test_published import as_semseg
+from segfleet.presets import training_preset
+from tests.pspnet_model.test_published import as_mmsegmentation, as_semseg
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """
+BACKBONE = "backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1))"
+CONFIG = f"""
 crop_size = (512, 1024)
-model = dict(backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)), decode_head=dict(align_corners=False))
+model = dict({BACKBONE}, decode_head=dict(align_corners=False))
 train_pipeline = [dict(type='RandomCrop', crop_size=(512, 1024), cat_max_ratio=0.75)]
 """
 """Such as mmsegmentation stores beside the tensors, shortened."""
-
-
-def as_mmsegmentation(network: PSPNet) -> dict[str, Tensor]:
-    stem = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
-    heads = {"head": "decode_head", "aux_head": "auxiliary_head"}
-    parts = {
-        ("head", "conv"): "bottleneck.conv",
-        ("head", "norm"): "bottleneck.bn",
-        ("aux_head", "conv"): "convs.0.conv",
-        ("aux_head", "norm"): "convs.0.bn",
-    }
-    state = {}
-    for key, value in network.state_dict().items():
-        part, name, rest = key.split(".", 2)
-        if part == "backbone":
-            state[f"backbone.stem.{stem[name]}.{rest}" if name in stem else key] = value
-        elif name == "branches":
-            branch, index, what = rest.split(".")
-            kind = ("conv", "bn")[int(index)]
-            state[f"decode_head.psp_modules.{branch}.1.{kind}.{what}"] = value
-        else:
-            state[f"{heads[part]}.{parts.get((part, name), 'conv_seg')}.{rest}"] = value
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -146,23 +125,56 @@ def test_semsegs_crops_are_known_of_cityscapes_alone(
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "said"),
+    ("backbone_settings", "settings"),
     [
-        ("dilations=(1, 1, 2, 4)", "dilations=(1, 1, 1, 1)", "dilations (1, 1, 2, 4), but"),
-        ("strides=(1, 2, 1, 1)", "strides=(1, 2, 2, 2)", "strides (1, 2, 1, 1), but"),
-        ("strides=(1, 2, 1, 1)", "'strides': [1, 2, 2, 2]", "strides (1, 2, 1, 1), but"),
+        (
+            "dict(depth=18, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1))",
+            {"backbone": "resnet18", "contract_dilation": True, "dilate_first_only": True},
+        ),
+        (
+            "dict(dilations=(1, 1, 1, 2, 2, 4, 4), strides=(1, 2, 2, 1, 1, 1, 1))",
+            {
+                "backbone": "mobilenet_v2",
+                "dilate_first_only": True,
+                "branch_channels": 16,
+                "aux_channels": 32,
+            },
+        ),
+        (
+            "dict(dilations=(1, 1, 2, 4), strides=(1, 2, 2, 2))",
+            {
+                "backbone": "resnet50",
+                "output_stride": 32,
+                "dilations": (1, 1, 2, 4),
+                "contract_dilation": True,
+            },
+        ),
     ],
 )
-def test_a_network_at_another_output_stride_is_refused(
-    ours: str, theirs: str, said: str, network: PSPNet, tmp_path: Path
+def test_their_other_networks_become_packages_and_trainings_begin_with_them(
+    backbone_settings: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = tmp_path / "pspnet_r50-d32.pth"
-    assert ours in CONFIG
-    meta = {"config": CONFIG.replace(ours, theirs)}
-    torch.save({"meta": meta, "state_dict": as_mmsegmentation(network)}, path)
-    with pytest.raises(InputError, match=re.escape(said)):
-        import_checkpoint(path, tmp_path / "package", class_table=CITYSCAPES)
-    assert list(tmp_path.iterdir()) == [path]
+    """The package's configuration is that of a network which takes the file's weights."""
+    torch.manual_seed(0)
+    source = PSPNet(19, head_channels=16, align_corners=False, **settings).eval()
+    path = tmp_path / "theirs.pth"
+    meta = {"config": CONFIG.replace(BACKBONE, f"backbone={backbone_settings}")}
+    torch.save({"meta": meta, "state_dict": as_mmsegmentation(source)}, path)
+    package = load_package(import_checkpoint(path, tmp_path / "package", class_table=CITYSCAPES))
+    assert package.network.architecture == source.architecture
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(package.network(images).logits, source(images).logits)
+    config = replaced(
+        training_preset("tiny"), {"model": package.info["config"]["model"] | {"weights": str(path)}}
+    )
+    begun = new_model(config, 19).state_dict()
+    assert all(torch.equal(value, begun[key]) for key, value in source.state_dict().items())
+    other = override(config, {"model.dilate_first_only": False, "model.dilations": []})
+    with pytest.raises(
+        InputError, match=r"with model\.dilat.*, and configured is .*Set these as the file has them"
+    ):
+        new_model(other, 19)
 
 
 def test_a_package_takes_the_place_of_nothing_but_a_package(published: Path, tmp_path: Path) -> None:
