@@ -17,7 +17,7 @@ class Options:
     """Which checkpoint, of what, and where the package goes."""
 
     checkpoint: Path
-    """File of theirs (.pth or .safetensors): ResNet-50, -101 or -152 at output stride 8."""
+    """File of theirs (.pth or .safetensors)."""
 
     output: Path
     """Folder of the package, made by this job; an older package there is replaced."""

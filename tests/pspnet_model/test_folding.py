@@ -39,9 +39,6 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
     ("resnet18", {}),
     ("resnet50", {"deep_stem": True}),
     ("resnet50", {"output_stride": 16, "bin_sizes": (1, 4), "has_aux_head": False}),
-    ("resnet50", {"output_stride": 32, "dilations": (1, 1, 2, 4), "contract_dilation": True}),
-    ("resnet18", {"dilate_first_only": True, "contract_dilation": True}),
-    ("mobilenet_v2", {"dilate_first_only": True, "branch_channels": 16, "aux_channels": 8}),
 ]
 
 
@@ -79,9 +76,34 @@ def test_the_rewritten_network_gives_the_same_logits_and_has_no_batch_norm(
     }
     assert dilations == {(dilation, dilation)}
     kinds = {type(module) for module in rewritten.modules()}
-    # MobileNetV2 has one 3x3 convolution between all channels, the first, and few enter it.
-    ours = {PointwiseConv2d} if backbone == "mobilenet_v2" else {PointwiseConv2d, WinogradConv2d}
-    assert (ours <= kinds) == (num_threads == 1 and multiplies_fast)
+    assert ({PointwiseConv2d, WinogradConv2d} <= kinds) == (num_threads == 1 and multiplies_fast)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet50", {"output_stride": 32, "dilations": (1, 1, 2, 4), "contract_dilation": True}),
+        ("resnet18", {"dilate_first_only": True, "contract_dilation": True}),
+        ("mobilenet_v2", {"dilate_first_only": True, "branch_channels": 16, "aux_channels": 8}),
+    ],
+)
+def test_so_does_a_network_as_mmsegmentation_dilates_it(
+    backbone: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pspnet.kernels.multiplies_matrices_fast", lambda: True)
+    monkeypatch.setattr("pspnet.kernels.MIN_WINOGRAD_VALUES", 0)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = trained(backbone, **options).double()
+    rewritten = for_prediction(model, "cpu")
+    images = torch.randn(1, 3, 97, 65, dtype=torch.float64)
+    with torch.inference_mode():
+        expected, logits = model(images).logits, rewritten(images).logits
+    torch.set_num_threads(threads_before)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    kinds = {type(module) for module in rewritten.modules()}
+    assert PointwiseConv2d in kinds
+    assert nn.BatchNorm2d not in kinds
 
 
 def test_predictions_of_the_rewritten_network_are_the_plain_ones() -> None:
