@@ -46,20 +46,21 @@ def read_published(
     align_corners: bool | None = None,
     field: str = "model.weights",
 ) -> PublishedNetwork:
-    """Return the network in a checkpoint of semseg (ResNet-50, -101, -152) or mmsegmentation (all backbones here).
+    """Return the network in a checkpoint of semseg or mmsegmentation.
 
-    The file is a .pth, read without pickle's code, or safetensors; its state dict may lie under `state_dict` and its
-    names begin with `module.`. The tensors do not tell `bin_sizes`, nor whether mmsegmentation trained with
-    `align_corners`: that is taken from the configuration stored with them, and the one given only where it is silent.
-    Strides and dilations are those of this configuration; where it has neither, of output stride 8. InputError names
-    every key that does not fit, and strides that are of no output stride here.
+    Those of semseg have ResNet-50, -101 or -152, those of mmsegmentation ResNet-18 to -152 or MobileNetV2. The file is
+    a .pth, read without pickle's code, or safetensors; its state dict may lie under `state_dict` and its names begin
+    with `module.`. The tensors do not tell `bin_sizes`, nor whether mmsegmentation trained with `align_corners`: that
+    is taken from the configuration stored with them, and the one given only where it is silent. Strides and dilations
+    are those of this configuration; where it has neither, of output stride 8. InputError names every key that does not
+    fit, and strides that are of no output stride here.
     """
     path = Path(path)
     content = read_file(path, field)
     given = tensors_of(content, path, field)
     origin = _origin(given, path, field)
     weights = {renamed(key, origin): value for key, value in given.items()}
-    # mmengine writes a tuple over several lines, whose ends str() makes a \\ and an n of.
+    # mmengine writes a tuple over several lines, whose ends str() writes as \n.
     settings = "" if origin == "semseg" else str(content.get("meta")).replace("\\n", "\n")
     corners = True if origin == "semseg" else _stored_flag(settings, "align_corners")
     if corners is None and align_corners is None:

@@ -132,9 +132,10 @@ def read_file(path: Path, field: str) -> Any:
 
 
 _OF_MMENGINE = (
-    " mmengine wrote it while it trained, objects of its own beside the tensors: save its state_dict, where you trust "
-    "it and have mmengine. That does not say how it was trained, so that jobs/import_checkpoint.py needs "
-    "--align-corners yes or no, and --crop-size."
+    " mmengine wrote it while it trained, objects of its own beside the tensors: save its state_dict and its meta, as "
+    "a dict of these two, where you trust it and have mmengine. The state_dict alone does not say how it was trained: "
+    "it is taken for a network at output stride 8, and jobs/import_checkpoint.py needs --align-corners yes or no, and "
+    "--crop-size."
 )
 
 
