@@ -46,6 +46,7 @@ def mmseg() -> Iterator[Any]:
     folder = os.environ.get("SEGFLEET_MMSEG", "")
     if not (Path(folder) / "mmseg").is_dir():
         pytest.skip("SEGFLEET_MMSEG names no folder with mmseg, mmengine and mmcv-lite")
+    pytest.importorskip("cv2", reason="mmcv needs OpenCV: install the extra bench")
     sys.path.append(folder)
     sys.modules["mmcv.ops"] = mock.MagicMock()
     with warnings.catch_warnings():
