@@ -221,11 +221,11 @@ def convolve3x3(
     To predict it is a sum over parts of the channels that fit in its cache: 2048 at once take 1.4 times as long. In
     training, where parts would be rounded one by one, all are summed at once.
     """
-    if images.device.type != "cpu" or images.shape[1] < CHANNELS_PER_PART:
-        return functional.conv2d(images, weight, bias, padding=dilation, dilation=dilation)
-    if torch.is_grad_enabled():
-        if autocast_dtype(images) == torch.bfloat16 and bias is None:
-            return large_convolution(images.bfloat16(), weight.bfloat16(), dilation)
+    is_large = images.device.type == "cpu" and images.shape[1] >= CHANNELS_PER_PART
+    is_trained = torch.is_grad_enabled()
+    if is_large and is_trained and bias is None and autocast_dtype(images) == torch.bfloat16:
+        return large_convolution(images.bfloat16(), weight.bfloat16(), dilation)
+    if is_trained or not is_large:
         return functional.conv2d(images, weight, bias, padding=dilation, dilation=dilation)
     parts, weights = images.split(CHANNELS_PER_PART, 1), weight.split(CHANNELS_PER_PART, 1)
     result = functional.conv2d(parts[0], weights[0], bias, padding=dilation, dilation=dilation)

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pspnet import mobilenet, resnet
 from pspnet.errors import InputError
-from pspnet.initialisation import WithoutDraws
 from pspnet.labels import CITYSCAPES
 from pspnet.model import PSPNet
 from pspnet.published_names import Origin, renamed
 from pspnet.sizes import notation
+from pspnet.sizes_alone import built_without_content
 from pspnet.weights import key_differences, load_checked, read_file, read_tensors, tensors_of
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -72,8 +71,7 @@ def read_published(
         "bin_sizes": list(bin_sizes) if _num_branches(weights) else [],
         "align_corners": align_corners if corners is None else corners,
     }
-    with torch.device("meta"), WithoutDraws():
-        own = PSPNet.from_architecture(architecture).state_dict()
+    own = built_without_content(lambda: PSPNet.from_architecture(architecture)).state_dict()
     problems = key_differences(own, weights)
     if problems:
         raise InputError(
