@@ -31,6 +31,7 @@ from pspnet.json_values import parse_json, shown, typed
 from pspnet.labels import ClassTable
 from pspnet.model import PSPNet
 from pspnet.sizes import notation
+from pspnet.sizes_alone import built_without_content
 from pspnet.weights import key_differences
 from segfleet.checkpoint import finite, load_checkpoint
 from segfleet.protocol import Protocol, Views
@@ -367,8 +368,8 @@ def _build(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         class_table = ClassTable.from_dict(info["class_table"])
-        with torch.device("meta"), WithoutDraws():  # without memory: a description may be of any size
-            shapes = PSPNet.from_architecture(info["architecture"]).state_dict()
+        # Without memory first: a description may be of any size.
+        shapes = built_without_content(lambda: PSPNet.from_architecture(info["architecture"])).state_dict()
         tensors = safetensors.torch.load(weights)
         if problems := key_differences(shapes, tensors):
             raise ValueError(f"{problems[:1000]}.")
